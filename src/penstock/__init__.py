@@ -1,0 +1,97 @@
+"""Penstock: stream-first HTTP for Python. Consume, relay and pipe HTTP streams, in constant memory, without losing them.
+
+This is the only door: what is not named here is inside, and may change.
+"""
+
+from penstock.client.builder import MultipartBuilder, RequestBuilder
+from penstock.client.client import AsyncClient
+from penstock.client.events import EventStream, LineStream, ModelStream, RecordStream
+from penstock.client.metrics import Metrics
+from penstock.client.middleware import ConcurrencyLimit, Logging, Progress
+from penstock.client.request import Middleware, Request
+from penstock.client.response import BufferedResponse, End, Response
+from penstock.client.settings import Limits, Timeout
+from penstock.client.stream import Collected
+from penstock.errors import (
+    CircuitOpenError,
+    ConnectError,
+    ConnectTimeout,
+    ContentTypeError,
+    DecodeError,
+    InBandError,
+    InvalidURL,
+    LimitExceeded,
+    PenstockError,
+    ProtocolError,
+    ReadError,
+    ReadTimeout,
+    ReplayGap,
+    RetriesExhausted,
+    StatusError,
+    StreamError,
+    StreamStalled,
+    StreamTruncated,
+    TransportError,
+    WriteError,
+    WriteTimeout,
+)
+from penstock.resilience.backoff import Backoff
+from penstock.resilience.breaker import Breaker, State
+from penstock.resilience.retry import Retry
+from penstock.transfer.destination import Multipart, Put
+from penstock.transfer.pipe import Report, pipe
+from penstock.transfer.source import Source
+from penstock.wire.sse import Event
+
+__all__ = [
+    "AsyncClient",
+    "Backoff",
+    "Breaker",
+    "BufferedResponse",
+    "CircuitOpenError",
+    "Collected",
+    "ConcurrencyLimit",
+    "ConnectError",
+    "ConnectTimeout",
+    "ContentTypeError",
+    "DecodeError",
+    "End",
+    "Event",
+    "EventStream",
+    "InBandError",
+    "InvalidURL",
+    "LimitExceeded",
+    "Limits",
+    "LineStream",
+    "Logging",
+    "Metrics",
+    "Middleware",
+    "ModelStream",
+    "Multipart",
+    "MultipartBuilder",
+    "PenstockError",
+    "Progress",
+    "ProtocolError",
+    "Put",
+    "ReadError",
+    "ReadTimeout",
+    "RecordStream",
+    "ReplayGap",
+    "Report",
+    "Request",
+    "RequestBuilder",
+    "Response",
+    "RetriesExhausted",
+    "Retry",
+    "Source",
+    "State",
+    "StatusError",
+    "StreamError",
+    "StreamStalled",
+    "StreamTruncated",
+    "Timeout",
+    "TransportError",
+    "WriteError",
+    "WriteTimeout",
+    "pipe",
+]

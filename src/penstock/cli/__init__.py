@@ -1,0 +1,5 @@
+"""The command line: one file per command.
+
+main    the app, and how every command ends: its exit code, and one line for every failure
+output  what goes where: data to stdout, all else to stderr; or one JSON object per line
+"""

@@ -1,0 +1,261 @@
+"""`penstock demo`: the three jobs, on real processes, with what was measured.
+
+Every server here is a process of its own, started with the same command that a person would type, on a free port.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json as jsonlib
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+
+from penstock.cli import options, output
+from penstock.cli.run import run
+from penstock.client.client import AsyncClient
+from penstock.errors import CircuitOpenError, PenstockError
+from penstock.resilience.backoff import Backoff
+from penstock.resilience.breaker import Breaker, State
+from penstock.resilience.retry import Retry
+
+LINES = 10_000_000
+LENGTH = 478_888_897
+CHUNKS = 30
+INTERVAL = 0.1
+START_SECONDS = 20.0
+STOP_SECONDS = 5.0
+
+
+class Failed(Exception):
+    """The demo did not show what it promises; the message says what."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One job's line in the summary."""
+
+    job: str
+    measured: dict[str, Any]
+
+
+def demo(json: options.Json = False) -> int:
+    """Show the three jobs on real servers: a 457 MB pipe, a relayed generator, a stream that fails at first."""
+    try:
+        results = run(_demo(json=json))
+    except Failed as failed:
+        if json:
+            output.record(output.error_record(failed, str(failed)))
+        else:
+            output.note(f"penstock demo: {failed}")
+        return 1
+    if json:
+        output.record({"demo": {result.job: result.measured for result in results}})
+    else:
+        _summary(results)
+    return 0
+
+
+def _summary(results: list[Result]) -> None:
+    table = Table(title="What was measured", title_justify="left", show_lines=True)
+    table.add_column("job")
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    for result in results:
+        figures = list(result.measured.items())
+        table.add_row(result.job, "\n".join(name for name, _ in figures), "\n".join(str(value) for _, value in figures))
+    output.console.print()
+    output.console.print(table)
+
+
+async def _demo(*, json: bool) -> list[Result]:
+    say = (lambda text: None) if json else output.note
+    results = []
+    with tempfile.TemporaryDirectory(prefix="penstock-demo-") as folder:
+        async with (
+            _started("origin", "--directory", folder) as first,
+            _started("origin", "--directory", folder) as second,
+        ):
+            say(f"two sample servers: {first} and {second}")
+            say(f"\n1. pipe: {LENGTH / 2**20:.0f} MB from {first}/file into {second}/upload, in constant memory")
+            results.append(await _pipe(first, second, progress=not json))
+            async with _started("relay", first) as relay:
+                say(f"\n2. relay: {first}/generate, ten chunks a second, through {relay}")
+                results.append(await _relay(relay, say))
+            say(f"\n3. consume: events from {first}/trigger_invocation, which fails twice")
+            results.append(await _consume(first, say))
+    return results
+
+
+# -- the three jobs ----------------------------------------------------------------------------------------------
+
+
+async def _pipe(source: str, destination: str, *, progress: bool) -> Result:
+    arguments = ["pipe", f"{source}/file?lines={LINES}", f"{destination}/upload"]
+    arguments += ["-H", "Accept: application/json", "--digest", "sha256", "--json"]
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "penstock", *arguments),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=None if progress else asyncio.subprocess.DEVNULL,
+    )
+    try:
+        out, _ = await process.communicate()
+    finally:
+        await _end(process)
+    report = _last_record(out)
+    if process.returncode or "error" in report:
+        raise Failed(f"the pipe failed: {report.get('error', {}).get('message', 'without a word')}")
+    saved = jsonlib.loads(report["destination"]["body"])["files"][0]
+    if saved["sha256"] != report["digest"]["sha256"] or saved["bytes"] != LENGTH:
+        raise Failed(f"the pipe is not faithful: {report['digest']} was sent and {saved} was saved")
+    return Result(
+        "pipe",
+        {
+            "bytes": f"{report['bytes']:,}",
+            "seconds": f"{report['seconds']:.2f}",
+            "MB per second": f"{report['bytes_per_second'] / 2**20:.0f}",
+            "memory grew by": f"{report['memory_growth_kib']:,} KiB",
+            "SHA-256 on both sides": saved["sha256"][:16] + "…",
+        },
+    )
+
+
+async def _relay(relay: str, say: Any) -> Result:
+    delays: list[float] = []
+    reads = 0
+    async with (
+        AsyncClient(relay) as client,
+        client.get("/generate").param("chunks", CHUNKS).param("interval", INTERVAL).send() as response,
+    ):
+        rest = b""
+        async for piece in response:
+            now = time.time()
+            reads += 1
+            *lines, rest = (rest + piece).split(b"\n")
+            for line in lines:
+                delays.append(_delay(line.decode(), now))
+                if len(delays) % 10 == 1:
+                    say(f"   {line.decode()} came after {delays[-1] * 1000:.1f} ms")
+    if len(delays) != CHUNKS:
+        raise Failed(f"the relay passed on {len(delays)} of {CHUNKS} chunks")
+    if reads < CHUNKS:
+        raise Failed(f"{CHUNKS} chunks came in {reads} pieces: something buffered them")
+    delays.sort()
+    return Result(
+        "relay",
+        {
+            "chunks": len(delays),
+            "reads": reads,
+            "delay, median": f"{delays[len(delays) // 2] * 1000:.1f} ms",
+            "delay, worst": f"{delays[-1] * 1000:.1f} ms",
+        },
+    )
+
+
+def _delay(line: str, now: float) -> float:
+    """Seconds from the instant that a chunk names to now; the generator tells the local time of the day."""
+    stamp = line[line.index("[") + 1 : line.index("]")]
+    hours, minutes, seconds = stamp.split(":")
+    written = int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    local = time.localtime(now)
+    today = local.tm_hour * 3600 + local.tm_min * 60 + local.tm_sec + now % 1
+    return (today - written) % 86400
+
+
+async def _consume(origin: str, say: Any) -> Result:
+    """A server that answers 503 twice: within the retries, and then with a breaker that has had enough."""
+
+    def tell(failure: PenstockError, attempt: int, pause: float) -> None:
+        say(f"   {failure}; attempt {attempt} in {pause:.2f} s")
+
+    backoff = Backoff(initial=0.2)
+    async with AsyncClient(origin, retry=Retry(retries=3, backoff=backoff), breaker=Breaker()) as client:
+        failing = client.post("/trigger_invocation").param("status", 503).param("times", 2).param("interval", 0.05)
+        async with failing.json({"query": "the demo"}).events(on_retry=tell) as events:
+            async for event in events:
+                say(f"   event: {event.data}")
+        metrics = events.metrics
+    if (metrics.total, metrics.retries) != (5, 2):
+        raise Failed(f"the stream gave {metrics.total} events after {metrics.retries} retries, not 5 after 2")
+    breaker = Breaker(failure_threshold=2, recovery_timeout=0.5)
+    async with AsyncClient(origin, retry=Retry(retries=5, backoff=backoff), breaker=breaker) as client:
+        failing = client.get("/events").param("count", 3).param("interval", 0).param("status", 500).param("times", 2)
+        try:
+            await failing.collect()
+            raise Failed("the breaker did not open after two failures")
+        except CircuitOpenError as error:
+            say(f"   {error}")
+        states = [client.circuit_state()]
+        await asyncio.sleep(0.6)
+        collected = await failing.collect()
+        states.append(client.circuit_state())
+    if states != [State.OPEN, State.CLOSED] or len(collected.events) != 3:
+        raise Failed(f"the breaker did not recover: {states}")
+    say("   after its pause the breaker let a probe through, and closed")
+    return Result(
+        "consume",
+        {
+            "events": metrics.total,
+            "retries": metrics.retries,
+            "success rate": f"{metrics.success_rate:.1f}%",
+            "seconds": f"{metrics.duration:.2f}",
+            "breaker": "closed → open → half open → closed",
+        },
+    )
+
+
+# -- processes ---------------------------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def _started(command: str, *arguments: str) -> AsyncIterator[str]:
+    """A `penstock` command that serves, on a free port, until the block ends; its URL."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "penstock", command, *arguments, "--listen", "127.0.0.1:0", "--json"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    assert process.stdout is not None
+    try:
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                line = await process.stdout.readline()
+        except TimeoutError:
+            raise Failed(f"`penstock {command}` did not start within {START_SECONDS:g} s") from None
+        said = _last_record(line)
+        if "listening" not in said:
+            raise Failed(
+                f"`penstock {command}` did not start: {said.get('error', {}).get('message', 'without a word')}"
+            )
+        yield said["listening"]["url"]
+    finally:
+        await _end(process)
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Ask a process to end; make it, if it takes too long."""
+    if process.returncode is not None:
+        return
+    process.terminate()
+    try:
+        async with asyncio.timeout(STOP_SECONDS):
+            await process.wait()
+    except (TimeoutError, asyncio.CancelledError):
+        process.kill()
+        await process.wait()
+
+
+def _last_record(out: bytes) -> dict[str, Any]:
+    lines = out.decode("utf-8", "replace").strip().splitlines()
+    try:
+        value = jsonlib.loads(lines[-1])
+    except (ValueError, IndexError):
+        return {}
+    return value if isinstance(value, dict) else {}

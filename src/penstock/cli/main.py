@@ -1,0 +1,120 @@
+"""The app, and how every command ends.
+
+====  ========================================================================================
+code  meaning
+====  ========================================================================================
+0     done; also when whoever reads stdout has left (``| head -1``)
+1     the stream or transfer failed; one line on stderr says what, where and what to do
+2     wrong usage
+130   SIGINT
+143   SIGTERM
+====  ========================================================================================
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import typer
+
+from penstock.cli import demo, origin, output, pipe, relay, tail
+from penstock.cli.run import Interrupted
+from penstock.errors import InvalidURL, PenstockError
+
+# typer keeps its copy of click to itself; this is the root of its errors of usage.
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+app = typer.Typer(
+    name="penstock",
+    help="Stream-first HTTP: consume, relay and pipe HTTP streams, in constant memory and without losing them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        output.data(f"penstock {version('penstock')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = (
+        False
+    ),
+) -> None:
+    pass
+
+
+app.command("demo")(demo.demo)
+app.command("origin")(origin.origin)
+app.command("relay")(relay.relay)
+app.command("tail")(tail.tail)
+app.command("pipe")(pipe.pipe)
+
+
+def main() -> None:
+    """Run the command line and leave with its exit code."""
+    arguments = sys.argv[1:]
+    try:
+        code = run(arguments, as_json="--json" in arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        output.silence_stdout()
+        code = 0
+    sys.exit(code)
+
+
+def run(arguments: list[str], *, as_json: bool) -> int:
+    """Run the command line; its exit code.
+
+    Args:
+        arguments: Without the program's name.
+        as_json: Whether a failure is told as an object on stdout.
+    Raises:
+        BrokenPipeError: Whoever reads stdout has left.
+    """
+    try:
+        # Typer returns what a command returned, or the code of a typer.Exit.
+        return int(app(arguments, prog_name="penstock", standalone_mode=False) or 0)
+    except BrokenPipeError:
+        raise
+    except UsageError as error:
+        return _failed(error, _usage(error), 2, as_json=as_json)
+    except InvalidURL as error:
+        return _failed(error, str(error), 2, as_json=as_json)
+    except PenstockError as error:
+        return _failed(error, str(error), 1, as_json=as_json)
+    except Interrupted as error:
+        return _failed(error, str(error), error.exit_code, as_json=as_json)
+    except (KeyboardInterrupt, typer.Abort) as error:
+        return _failed(error, "interrupted", 130, as_json=as_json)
+    except OSError as error:
+        return _failed(error, _os_error(error), 1, as_json=as_json)
+
+
+def _failed(error: BaseException, message: str, code: int, *, as_json: bool) -> int:
+    line = " ".join(message.split())
+    if as_json:
+        output.record(output.error_record(error, line))
+    else:
+        output.note(f"penstock: {line}")
+    return code
+
+
+def _usage(error: Any) -> str:
+    """Typer's message, and where to read what is right."""
+    message = error.format_message().rstrip(".")
+    command = error.ctx.command_path if error.ctx is not None else "penstock"
+    return f"{message}; see `{command} --help`"
+
+
+def _os_error(error: OSError) -> str:
+    what = error.strerror or str(error) or type(error).__name__
+    return f"{error.filename}: {what}" if error.filename else what

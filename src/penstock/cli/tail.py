@@ -1,0 +1,207 @@
+"""`penstock tail`: a stream, read and shown as it arrives."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from penstock.cli import options, output
+from penstock.cli.run import run
+from penstock.client.builder import RequestBuilder
+from penstock.client.client import AsyncClient
+from penstock.client.events import AnyStream
+from penstock.client.metrics import Metrics
+from penstock.client.middleware import Logging
+from penstock.client.settings import Timeout
+from penstock.client.stream import ItemStream
+from penstock.errors import PenstockError
+from penstock.resilience.breaker import Breaker
+from penstock.resilience.retry import Retry
+from penstock.wire.sse import Event
+
+
+class Format(StrEnum):
+    """How a body is read."""
+
+    auto = "auto"
+    sse = "sse"
+    ndjson = "ndjson"
+    text = "text"
+
+
+def tail(
+    url: Annotated[str, typer.Argument(metavar="URL", help="The stream.")],
+    method: Annotated[str | None, typer.Option("--request", "-X", metavar="METHOD", help="The method.")] = None,
+    header: Annotated[
+        list[str] | None, typer.Option("--header", "-H", metavar="'Name: value'", help="A header field.")
+    ] = None,
+    body: Annotated[
+        str | None,
+        typer.Option("--data", "-d", metavar="BODY", help="A body, @FILE or @- for stdin; makes it a POST."),
+    ] = None,
+    format: Annotated[Format, typer.Option(help="How the body is read; auto goes by its content type.")] = Format.auto,
+    retries: Annotated[int, typer.Option(min=0, metavar="N", help="Attempts after the first that fails.")] = 3,
+    last_event_id: Annotated[str | None, typer.Option(metavar="ID", help="Go on after this event.")] = None,
+    until: Annotated[str | None, typer.Option(metavar="DATA", help="Stop after the item that is just this.")] = None,
+    timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="For the whole, retries included.")] = None,
+    timeout_first: Annotated[float, typer.Option(metavar="SECONDS", help="To the first byte.")] = 30.0,
+    timeout_between: Annotated[float, typer.Option(metavar="SECONDS", help="Between two pieces.")] = 60.0,
+    collect: Annotated[bool, typer.Option("--collect", help="Tell everything again at the end, numbered.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Write the body's bytes as they come, undecoded.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tell of requests, responses and ends.")] = False,
+    json: options.Json = False,
+) -> int:
+    """Read a stream: server-sent events, NDJSON or lines of text, each item as it arrives.
+
+    A stream that fails before its first item is asked for again; one that breaks later goes on after its last event's
+    id where it has ids. Metrics are told at the end.
+    """
+    if verbose:
+        output.show_log()
+    patience = Timeout(first_event=timeout_first, between_events=timeout_between, total=timeout)
+    retry = Retry(retries=retries)
+    sent = options.headers(header or [])
+    if last_event_id is not None:
+        sent |= options.headers([f"Last-Event-ID: {last_event_id}"])
+    content = None if body is None else _content(body)
+
+    async def read() -> None:
+        async with AsyncClient(retry=retry, timeout=patience, breaker=Breaker()) as client:
+            if verbose:
+                client.use(Logging())
+            request = client.request(method or ("GET" if content is None else "POST"), url).headers(sent)
+            if content is not None:
+                request = request.content(content, content_type=_content_type(content, sent))
+            if raw:
+                await _copy(request)
+            else:
+                await _Reading(format, until, collect=collect, json=json).read(request)
+
+    run(read())
+    return 0
+
+
+async def _copy(request: RequestBuilder) -> None:
+    async with request.send() as response:
+        if response.status >= 400:
+            raise response.status_error(await response.beginning())
+        async for piece in response:
+            output.raw(piece)
+
+
+class _Reading:
+    """One stream being shown."""
+
+    def __init__(self, format: Format, until: str | None, *, collect: bool, json: bool) -> None:
+        self._format = format
+        self._until = until
+        self._collect = collect
+        self._json = json
+        self._collected: list[str] = []
+
+    async def read(self, request: RequestBuilder) -> None:
+        """Show every item, and the metrics whatever the end."""
+        stream = self._stream(request)
+        show: Callable[[Any], str] = self._show_record if self._json else self._show_line
+        try:
+            async with stream:
+                async for item in stream:
+                    shown = show(item)
+                    if self._collect:
+                        self._collected.append(shown)
+                    if shown == self._until:
+                        break
+        except BrokenPipeError:
+            raise
+        finally:
+            # Also when it failed or was interrupted; but not into a closed stdout, which raises over that.
+            if not isinstance(sys.exc_info()[1], BrokenPipeError):
+                self._sum_up(stream.metrics, completed=sys.exc_info()[1] is None)
+
+    def _stream(self, request: RequestBuilder) -> ItemStream[Any]:
+        tell = self._tell_retry
+        match self._format:
+            case Format.auto:
+                return request.items(AnyStream, on_retry=tell)
+            case Format.sse:
+                return request.events(on_retry=tell)
+            case Format.ndjson:
+                return request.records(on_retry=tell)
+            case Format.text:
+                return request.lines(on_retry=tell)
+
+    def _show_line(self, item: Any) -> str:
+        line = _text(item)
+        output.data(line)
+        return line
+
+    def _show_record(self, item: Any) -> str:
+        match item:
+            case Event():
+                output.record({"event": {"type": item.type, "data": item.data, "id": item.id}})
+            case str():
+                output.record({"line": item})
+            case _:
+                output.record({"record": item})
+        return _text(item)
+
+    def _tell_retry(self, failure: PenstockError, attempt: int, pause: float) -> None:
+        if self._json:
+            described = output.error_record(failure, str(failure))["error"]
+            output.record({"retry": {"attempt": attempt, "pause": round(pause, 3), "after": described}})
+        else:
+            output.note(f"penstock: {failure}; attempt {attempt} in {pause:.1f} s")
+
+    def _sum_up(self, metrics: Metrics, *, completed: bool) -> None:
+        if self._json:
+            if self._collect:
+                output.record({"collected": self._collected})
+            output.record({"metrics": metrics.to_dict()})
+            return
+        output.note(
+            "\n=== Streaming Metrics ===\n"
+            f"Duration: {metrics.duration:.2f}s\n"
+            f"Total Events: {metrics.total}\n"
+            f"Successful: {metrics.successful}\n"
+            f"Failed: {metrics.failed}\n"
+            f"Retries: {metrics.retries}\n"
+            f"Success Rate: {metrics.success_rate:.1f}%\n"
+            "======================="
+        )
+        if completed:
+            output.note("Stream completed successfully")
+        if self._collect:
+            output.note("\n=== Collected Response Data ===")
+            for number, line in enumerate(self._collected, 1):
+                output.note(f"{number}: {line}")
+            output.note(f"Total responses collected: {len(self._collected)}\n==============================")
+
+
+def _text(item: Any) -> str:
+    match item:
+        case Event():
+            return item.data
+        case str():
+            return item
+        case _:
+            return jsonlib.dumps(item, ensure_ascii=False, separators=(",", ":"))
+
+
+def _content(body: str) -> bytes:
+    if body == "@-":
+        return sys.stdin.buffer.read()
+    if body.startswith("@"):
+        return Path(body[1:]).read_bytes()
+    return body.encode()
+
+
+def _content_type(content: bytes, headers: dict[str, str]) -> str | None:
+    if any(name.lower() == "content-type" for name in headers):
+        return None
+    return "application/json" if content.lstrip()[:1] in (b"{", b"[", b'"') else "text/plain; charset=utf-8"

@@ -1,0 +1,302 @@
+"""Attempts: one request, tried until it is answered, refused for good, or not worth trying.
+
+`attempt` makes one: breaker, middleware, transport, redirects. `send` makes as many as the retry policy allows and
+returns the first response that is worth returning. A breaker's permit is given back at the end of the *body*; for a
+status that already tells how the server is, at the headers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from http import HTTPStatus
+
+import httpx2
+
+from penstock.client import seam
+from penstock.client.request import Middleware, Request, Send
+from penstock.client.response import End, Response
+from penstock.errors import (
+    CircuitOpenError,
+    ConnectError,
+    PenstockError,
+    ProtocolError,
+    ReadTimeout,
+    RetriesExhausted,
+    StreamTruncated,
+)
+from penstock.resilience.breaker import Breaker, Circuit, Permit
+from penstock.resilience.classify import verdict
+from penstock.resilience.retry import Retry
+
+MAX_REDIRECTS = 20
+
+# Left behind when a redirect leads to another origin: whoever answers there was not meant to have them.
+CREDENTIALS = ("authorization", "cookie", "proxy-authorization", "x-api-key", "api-key")
+
+
+class Exchange:
+    """What the attempts of one client share: the connections, the middleware, a circuit per origin."""
+
+    def __init__(self, http: httpx2.AsyncClient, breaker: Breaker | None) -> None:
+        self.http = http
+        self.middleware: list[Middleware] = []
+        self._breaker = breaker
+        self._circuits: dict[str, Circuit] = {}
+        self._last_failure: dict[str, str] = {}
+
+    def circuit(self, url: str) -> Circuit | None:
+        """The circuit of the URL's origin; None when the client has no breaker."""
+        if self._breaker is None:
+            return None
+        return self._circuits.setdefault(seam.origin_of(url), Circuit(self._breaker))
+
+    async def send(self, request: Request, retry: Retry, deadline: float | None) -> Response:
+        """Send until a response comes that is worth returning; any status may be that response's.
+
+        Cancellation: the running attempt is abandoned and its connection closed.
+
+        Raises:
+            CircuitOpenError: The breaker is open, from the start or after a failure of this very request.
+            RetriesExhausted: Every attempt failed.
+            PenstockError: The first failure that no retry can mend.
+        """
+        may_repeat = retry.may_repeat(request.method, has_key=request.has_header("idempotency-key"))
+        replayable = request.body is None or request.body.replayable
+        while True:
+            refused: Response | None = None
+            failure: PenstockError
+            try:
+                response = await self.attempt(request, deadline)
+            except PenstockError as error:
+                failure = error
+            else:
+                if response.status < 400:
+                    return response
+                refused, failure = response, response.status_error()
+            pause = None
+            # A stream that can be sent once has not been touched when there was no connection to send it on.
+            if replayable or isinstance(failure, ConnectError):
+                pause = retry_pause(retry, failure, request.attempt, may_repeat=may_repeat)
+            if pause is None or not within(deadline, pause):
+                if refused is not None:
+                    return refused
+                raise exhausted(failure, request.attempt) from failure.__cause__
+            if refused is not None:
+                await refused.aclose()
+            if (closed := self.would_refuse(request.url, pause)) is not None:
+                raise closed from failure
+            await asyncio.sleep(pause)
+            request = replace(request, attempt=request.attempt + 1)
+
+    def would_refuse(self, url: str, pause: float) -> CircuitOpenError | None:
+        """The breaker's refusal of an attempt after that pause; None if it would let it through.
+
+        A retry that would meet an open breaker is not worth waiting for.
+        """
+        circuit = self.circuit(url)
+        if circuit is None or circuit.retry_after(time.monotonic()) <= pause:
+            return None
+        return self._circuit_open(circuit, seam.origin_of(url))
+
+    async def attempt(self, request: Request, deadline: float | None, *, expect_body: bool = False) -> Response:
+        """Make one attempt, through the breaker and the middleware.
+
+        Args:
+            request: What to send.
+            deadline: The instant of the loop's clock by which the body must have ended.
+            expect_body: Whether a complete body with nothing in it speaks against the server.
+        """
+        circuit = self.circuit(request.url)
+        if circuit is None:
+            return await self._through_middleware(request, deadline)
+        origin = seam.origin_of(request.url)
+        permit = circuit.take(time.monotonic())
+        if permit is None:
+            raise self._circuit_open(circuit, origin)
+        try:
+            response = await self._through_middleware(request, deadline)
+        except PenstockError as error:
+            if error.url is not None and seam.origin_of(error.url) != origin:
+                circuit.release(permit)  # the request's own body failed: that says nothing about this server
+            else:
+                self._settle(circuit, permit, origin, error)
+            raise
+        except BaseException:
+            circuit.release(permit)
+            raise
+        if response.status >= 400:
+            self._settle(circuit, permit, origin, response.status_error())
+            return response
+
+        def at_end(end: End) -> None:
+            if end.reason == "cancelled":
+                circuit.release(permit)
+            elif end.reason == "complete" and end.bytes == 0 and expect_body and response.status == HTTPStatus.OK:
+                empty = StreamTruncated(f"{response.url}: a {response.status} with nothing in it", url=response.url)
+                self._settle(circuit, permit, origin, empty)
+            else:
+                self._settle(circuit, permit, origin, end.error)
+
+        response.on_first_byte(lambda: circuit.began(permit))
+        response.on_end(at_end)
+        return response
+
+    def _settle(self, circuit: Circuit, permit: Permit, origin: str, error: PenstockError | None) -> None:
+        judgement = verdict(error)
+        if judgement == "failure":
+            self._last_failure[origin] = str(error)
+        circuit.settle(permit, judgement, time.monotonic())
+
+    def _circuit_open(self, circuit: Circuit, origin: str) -> CircuitOpenError:
+        wait = circuit.retry_after(time.monotonic())
+        count = circuit.failures
+        why = self._last_failure.get(origin, "unknown")
+        then = f"the next attempt is allowed in {wait:.0f} s" if wait else "a probe is under way"
+        return CircuitOpenError(
+            f"circuit breaker open for {origin} after {count} failure{'' if count == 1 else 's'} in a row "
+            f"(the last: {why}); {then}",
+            retry_after=wait,
+            url=origin,
+        )
+
+    # -- one attempt ---------------------------------------------------------------------------------------------
+
+    async def _through_middleware(self, request: Request, deadline: float | None) -> Response:
+        async def innermost(final: Request) -> Response:
+            return await self._transmit(final, deadline)
+
+        send: Send = innermost
+        for middleware in reversed(self.middleware):
+            send = _wrapped(middleware, send)
+        return await send(request)
+
+    async def _transmit(self, request: Request, deadline: float | None) -> Response:
+        started_at = asyncio.get_running_loop().time()
+        url = seam.shown(request.url)
+        try:
+            async with asyncio.timeout_at(deadline):
+                raw = await self._send_following(self._build(request), request)
+        except TimeoutError:
+            raise ReadTimeout(
+                f"{url}: no response within the total timeout of {request.timeout.total:g} s", url=url
+            ) from None
+        except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
+            raise seam.translate(error, request.url, "request") from error
+        return Response(raw, request, started_at=started_at, deadline=deadline)
+
+    def _build(self, request: Request) -> httpx2.Request:
+        timeout = request.timeout
+        extensions: dict[str, object] = {
+            "timeout": {
+                "connect": timeout.connect,
+                "read": timeout.first_event,
+                "write": timeout.between_events,
+                "pool": None,
+            }
+        }
+        if request.target is not None:
+            extensions["target"] = request.target
+        headers = list(request.headers)
+        stream = None
+        if request.body is not None:
+            stream = _OutgoingBody(request)
+            if not request.exact:
+                headers += _body_headers(request)
+        if request.exact:
+            return httpx2.Request(
+                request.method, request.url, headers=headers, stream=stream or _NOTHING, extensions=extensions
+            )
+        built = self.http.build_request(request.method, request.url, headers=headers, extensions=extensions)
+        if stream is not None:
+            # What httpx2 assumed of an empty body does not hold: the length, or its absence, is the body's own.
+            if request.body is not None and request.body.length is None:
+                built.headers.pop("content-length", None)
+            built.stream = stream
+        return built
+
+    async def _send_following(self, outgoing: httpx2.Request, request: Request) -> httpx2.Response:
+        follow = not request.exact and request.method in ("GET", "HEAD")
+        for _ in range(MAX_REDIRECTS):
+            response = await self.http.send(outgoing, stream=True, follow_redirects=False)
+            # The timer for the headers has done its work; from here on each read of the body has its own.
+            outgoing.extensions["timeout"]["read"] = None
+            if not follow or response.next_request is None:
+                return response
+            await response.aclose()
+            onward = response.next_request
+            if _origin(onward) != _origin(outgoing):
+                for name in CREDENTIALS:
+                    onward.headers.pop(name, None)
+            onward.extensions["timeout"]["read"] = request.timeout.first_event
+            outgoing = onward
+        url = seam.shown(str(outgoing.url))
+        raise ProtocolError(f"{url}: more than {MAX_REDIRECTS} redirects; they seem to lead in a circle", url=url)
+
+
+class _OutgoingBody(httpx2.AsyncByteStream):
+    """A request's body, opened anew for each attempt."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        assert self._request.body is not None
+        async for chunk in self._request.body.open():
+            yield chunk
+
+
+class _Nothing(httpx2.AsyncByteStream):
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        nothing: tuple[bytes, ...] = ()
+        for piece in nothing:
+            yield piece
+
+
+_NOTHING = _Nothing()
+
+
+def _wrapped(middleware: Middleware, send: Send) -> Send:
+    async def call(request: Request) -> Response:
+        return await middleware(request, send)
+
+    return call
+
+
+def _body_headers(request: Request) -> list[tuple[str, str]]:
+    body = request.body
+    assert body is not None
+    headers = []
+    if body.content_type is not None and not request.has_header("content-type"):
+        headers.append(("Content-Type", body.content_type))
+    if body.length is not None:
+        headers.append(("Content-Length", str(body.length)))
+    else:
+        headers.append(("Transfer-Encoding", "chunked"))
+    return headers
+
+
+def _origin(request: httpx2.Request) -> tuple[str, bytes]:
+    return request.url.scheme, request.url.netloc
+
+
+def retry_pause(retry: Retry, failure: PenstockError, attempt: int, *, may_repeat: bool) -> float | None:
+    """`Retry.delay` with the clock and the randomness of the real world."""
+    return retry.delay(failure, attempt=attempt, may_repeat=may_repeat, now=time.time(), draw=random.random())
+
+
+def within(deadline: float | None, pause: float) -> bool:
+    """Whether a pause from now ends before the deadline."""
+    return deadline is None or asyncio.get_running_loop().time() + pause < deadline
+
+
+def exhausted(failure: PenstockError, attempts: int) -> PenstockError:
+    """The error to raise after the last attempt: the failure itself when there was only one."""
+    if attempts == 1 or isinstance(failure, CircuitOpenError):
+        return failure
+    return RetriesExhausted(
+        f"gave up after {attempts} attempts: {failure}", attempts=attempts, last=failure, url=failure.url
+    )

@@ -1,0 +1,333 @@
+"""One response as it comes in: headers at once, the body as it arrives, and exactly one end.
+
+A response ends once: *complete* when the protocol's own end was seen, *failed* when the body broke, *cancelled* when
+the reader left first. Whoever must know (the breaker, a concurrency limit, a log line) asks with `Response.on_end`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal, Self
+from urllib.parse import unquote, urlsplit
+
+import anyio
+import httpx2
+
+from penstock.client import seam
+from penstock.client.request import Request
+from penstock.errors import DecodeError, LimitExceeded, PenstockError, StatusError, StreamStalled
+from penstock.wire import headers as fields
+
+MAX_READ_BYTES = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a body ended.
+
+    Attributes:
+        reason: "complete", "failed" or "cancelled".
+        bytes: Body bytes that had come.
+        seconds: From the request to the end.
+        error: What broke it, when it failed.
+    """
+
+    reason: Literal["complete", "failed", "cancelled"]
+    bytes: int
+    seconds: float
+    error: PenstockError | None = None
+
+
+class Response:
+    """A streaming response: iterate it for its bytes, or `read` it whole; close it if you do neither.
+
+    As ``async with`` it closes itself. A body that breaks raises, always: a loop that ends means that all came.
+
+    Attributes:
+        status: The status code.
+        reason: The reason phrase, possibly "".
+        headers: The header fields, case-insensitive.
+        url: The URL that answered, after redirects.
+        request: The request that it answers.
+        bytes_received: Body bytes so far.
+    """
+
+    def __init__(self, raw: httpx2.Response, request: Request, *, started_at: float, deadline: float | None) -> None:
+        self._raw = raw
+        self._body: AsyncGenerator[bytes, None] | None = None
+        self._started_at = started_at
+        self._deadline = deadline
+        self._callbacks: list[Callable[[End], None]] = []
+        self._on_first: Callable[[], None] | None = None
+        self.end: End | None = None
+        self.request = request
+        self.status = raw.status_code
+        self.reason = raw.reason_phrase
+        self.headers = raw.headers
+        self.url = seam.shown(str(raw.url))
+        self.bytes_received = 0
+
+    def __repr__(self) -> str:
+        return f"<Response {self.status} {self.url}>"
+
+    @property
+    def content_type(self) -> str:
+        """The Content-Type field as it came, "" if none did."""
+        return str(self.headers.get("content-type", ""))
+
+    @property
+    def content_length(self) -> int | None:
+        """Bytes that iterating will give; None when that is not known beforehand."""
+        value = self.headers.get("content-length")
+        if value is None or not value.isdigit() or self.headers.get("content-encoding", "identity") != "identity":
+            return None
+        return int(value)
+
+    @property
+    def filename(self) -> str:
+        """A safe name for the body: Content-Disposition's, else the URL's last segment, else "file"."""
+        named = fields.filename(self.headers.get("content-disposition", ""))
+        last = unquote(urlsplit(self.url).path.rpartition("/")[2])
+        return named or fields.safe_filename(last) or "file"
+
+    def raise_for_status(self) -> Self:
+        """Return self.
+
+        Raises:
+            StatusError: The status is 400 or above.
+        """
+        if self.status >= 400:
+            raise self.status_error()
+        return self
+
+    def status_error(self, body: bytes = b"") -> StatusError:
+        """The error for this status, with the beginning of the body to explain it."""
+        said = " ".join(body[:300].decode("utf-8", "replace").split())
+        advice = _ADVICE.get(self.status, "")
+        return StatusError(
+            f"{self.request.method} {self.url} answered {self.status} {self.reason}".rstrip()
+            + (f": {said}" if said else "")
+            + (f"; {advice}" if advice else ""),
+            status=self.status,
+            url=self.url,
+            retry_after=self.headers.get("retry-after"),
+            body=body,
+        )
+
+    # -- the body ------------------------------------------------------------------------------------------------
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """The body's bytes as they arrive, content codings undone. Once."""
+        self._body = self._pieces(self._raw.aiter_bytes())
+        return self._body
+
+    def raw(self) -> AsyncGenerator[bytes, None]:
+        """The body's bytes as they are on the wire, content codings left as they are. Once."""
+        self._body = self._pieces(self._raw.aiter_raw())
+        return self._body
+
+    async def read(self, *, max_bytes: int = MAX_READ_BYTES) -> bytes:
+        """The whole body.
+
+        Raises:
+            LimitExceeded: It is larger than max_bytes; what had come is in `collected`.
+        """
+        pieces: list[bytes] = []
+        size = 0
+        try:
+            async for piece in self:
+                pieces.append(piece)
+                size += len(piece)
+                if size > max_bytes:
+                    raise LimitExceeded(
+                        f"{self.url}: the body is larger than {max_bytes:,} bytes; iterate it instead of reading it",
+                        limit="max_bytes",
+                        url=self.url,
+                        collected=pieces,
+                    )
+        finally:
+            await self.aclose()
+        return b"".join(pieces)
+
+    async def beginning(self, *, max_bytes: int = 2048, seconds: float = 2.0) -> bytes:
+        """What comes of the body within a bound and a moment, to explain a failure with; then let go of it."""
+        body = b""
+        try:
+            async with asyncio.timeout(seconds):
+                async for piece in self:
+                    body += piece
+                    if len(body) >= max_bytes:
+                        break
+        except (PenstockError, TimeoutError):
+            pass  # an explanation that does not come explains nothing
+        finally:
+            await self.aclose()
+        return body[:max_bytes]
+
+    async def text(self) -> str:
+        """The whole body as text, in the charset that it names, or UTF-8; what does not decode becomes U+FFFD."""
+        body = await self.read()
+        try:
+            return body.decode(self._raw.charset_encoding or "utf-8", "replace")
+        except LookupError:
+            return body.decode("utf-8", "replace")
+
+    async def json(self) -> Any:
+        """The whole body as JSON.
+
+        Raises:
+            DecodeError: It is not JSON.
+        """
+        body = await self.read()
+        try:
+            return json.loads(body)
+        except ValueError as error:
+            raise DecodeError(f"{self.url}: the body is not JSON: {error}", url=self.url) from None
+
+    async def _pieces(self, source: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+        loop = asyncio.get_running_loop()
+        timeout = self.request.timeout
+        patience = timeout.first_event
+        try:
+            while True:
+                # A timer per read, not for the whole body: it stands still while our own reader is busy.
+                async with asyncio.timeout_at(_earlier(loop.time(), patience, self._deadline)):
+                    try:
+                        piece = await anext(source)
+                    except StopAsyncIteration:
+                        break
+                if self.bytes_received == 0:
+                    patience = timeout.between_events
+                    if self._on_first is not None:
+                        self._on_first()
+                self.bytes_received += len(piece)
+                yield piece
+        except TimeoutError:
+            stalled = StreamStalled(f"{self.url}: {self._patience_lost(loop.time())}", url=self.url)
+            await self._close("failed", stalled)
+            raise stalled from None
+        except Exception as error:
+            known = seam.translate(error, self.url, "body", received=self.bytes_received)
+            await self._close("failed", known)
+            raise known from error
+        except BaseException:
+            await self._close("cancelled")
+            raise
+        else:
+            await self._close("complete")
+        finally:
+            with anyio.CancelScope(shield=True):
+                await source.aclose()
+
+    def _patience_lost(self, now: float) -> str:
+        timeout = self.request.timeout
+        after = f"after {self.bytes_received:,} bytes"
+        if self._deadline is not None and now >= self._deadline:
+            return f"not finished within the total timeout of {timeout.total:g} s ({after})"
+        patience = timeout.between_events if self.bytes_received else timeout.first_event
+        return f"the stream went silent for {patience:g} s {after}; allow more with a longer timeout"
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    def on_end(self, callback: Callable[[End], None]) -> None:
+        """Call back once when the body has ended, however it did; at once if it already has."""
+        if self.end is not None:
+            callback(self.end)
+        else:
+            self._callbacks.append(callback)
+
+    def on_first_byte(self, callback: Callable[[], None]) -> None:
+        """Call back once when the body's first byte has come."""
+        previous = self._on_first
+
+        def both() -> None:
+            if previous is not None:
+                previous()
+            callback()
+
+        self._on_first = both
+
+    async def aclose(self) -> None:
+        """Let go of the connection; an unfinished body is cancelled. Safe to call twice."""
+        if self._body is not None:
+            try:
+                await self._body.aclose()
+            except RuntimeError:
+                pass  # another task is waiting in it: closing the connection below wakes that one up
+        await self._close("cancelled")
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def _close(
+        self, reason: Literal["complete", "failed", "cancelled"], error: PenstockError | None = None
+    ) -> None:
+        if self.end is not None:
+            return
+        seconds = asyncio.get_running_loop().time() - self._started_at
+        self.end = End(reason, self.bytes_received, seconds, error)
+        try:
+            with anyio.CancelScope(shield=True):  # whoever cancels us wants the connection closed, not forgotten
+                await self._raw.aclose()
+        except Exception as trouble:
+            # The body's end is settled already; a socket that cannot be closed properly changes nothing about it.
+            if reason == "complete":
+                raise seam.translate(trouble, self.url, "body", received=self.bytes_received) from trouble
+        finally:
+            for callback in self._callbacks:
+                callback(self.end)
+            self._callbacks.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class BufferedResponse:
+    """A response read to its end.
+
+    Attributes:
+        status: The status code.
+        headers: The header fields, case-insensitive.
+        url: The URL that answered.
+        content: The body, content codings undone.
+    """
+
+    status: int
+    headers: httpx2.Headers
+    url: str
+    content: bytes
+
+    @property
+    def text(self) -> str:
+        """The body as UTF-8; what does not decode becomes U+FFFD."""
+        return self.content.decode("utf-8", "replace")
+
+    def json(self) -> Any:
+        """The body as JSON; DecodeError if it is not."""
+        try:
+            return json.loads(self.content)
+        except ValueError as error:
+            raise DecodeError(f"{self.url}: the body is not JSON: {error}", url=self.url) from None
+
+
+def _earlier(now: float, patience: float | None, deadline: float | None) -> float | None:
+    if patience is None:
+        return deadline
+    return now + patience if deadline is None else min(now + patience, deadline)
+
+
+_ADVICE = {
+    401: "credentials are missing or wrong: pass them with a header",
+    403: "these credentials may not do this",
+    404: "check the path",
+    405: "check the method",
+    413: "the server refuses a body of this size",
+    429: "the server asks for fewer requests",
+}

@@ -1,0 +1,165 @@
+"""Where httpx2's names end and ours begin: its exceptions, and its idea of a URL.
+
+Nothing above this file knows an exception of httpx2's, so another transport changes nothing above it.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Iterator
+from typing import Literal
+from urllib.parse import urlsplit
+
+import httpx2
+
+from penstock.errors import (
+    ConnectError,
+    ConnectTimeout,
+    DecodeError,
+    InvalidURL,
+    PenstockError,
+    ProtocolError,
+    ReadError,
+    ReadTimeout,
+    StreamStalled,
+    StreamTruncated,
+    TransportError,
+    WriteError,
+    WriteTimeout,
+)
+
+Phase = Literal["request", "body"]
+
+
+def absolute_url(base: str, url: str) -> str:
+    """Join a path to the base URL, and check that the result can be asked for.
+
+    Raises:
+        InvalidURL: Not a URL, no host, or a scheme other than http and https.
+    """
+    if "://" not in url:
+        if not base:
+            raise InvalidURL(f"{url!r} is not a full URL: write it with http:// or https:// and a host", url=url)
+        if url.startswith("?"):
+            url = base + url
+        else:
+            url = f"{base.rstrip('/')}/{url.lstrip('/')}" if url else base
+    try:
+        parsed = httpx2.URL(url)
+    except (httpx2.InvalidURL, ValueError) as error:
+        raise InvalidURL(f"{url!r} is not a URL ({error}): check its host and port", url=url) from None
+    if parsed.scheme not in ("http", "https"):
+        raise InvalidURL(f"{url!r}: the scheme {parsed.scheme!r} is not spoken here: use http or https", url=url)
+    if not parsed.host:
+        raise InvalidURL(f"{url!r} has no host: write it as http://HOST/PATH", url=url)
+    if parsed.port is not None and not 0 < parsed.port < 65536:
+        raise InvalidURL(f"{url!r}: the port must be from 1 to 65535", url=url)
+    return url
+
+
+def origin_of(url: str) -> str:
+    """Scheme, host and port: what a breaker guards."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+
+def shown(url: str) -> str:
+    """The URL as it may stand in a message: without user name and password."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else url
+
+
+def translate(error: Exception, url: str, phase: Phase, *, received: int = 0) -> PenstockError:
+    """Our error for one of httpx2's.
+
+    Args:
+        error: What httpx2 raised.
+        url: Where to.
+        phase: "request" until the response headers have come, "body" after.
+        received: Body bytes that had come.
+    """
+    url = shown(url)
+    if isinstance(error, PenstockError):
+        return error
+    if isinstance(error, httpx2.TooManyRedirects):
+        return ProtocolError(f"{url}: too many redirects", url=url)
+    if isinstance(error, httpx2.DecodingError):
+        return DecodeError(f"{url}: the body does not decode as its Content-Encoding says: {_why(error)}", url=url)
+    if phase == "body":
+        return _broken_body(error, url, received)
+    if isinstance(error, httpx2.ConnectTimeout):
+        return ConnectTimeout(f"{url}: no connection in time; is the host reachable?", url=url, reason="timeout")
+    if isinstance(error, httpx2.ConnectError | httpx2.ProxyError):
+        return _no_connection(error, url)
+    if isinstance(error, httpx2.ReadTimeout):
+        return ReadTimeout(f"{url}: no response in time; allow more with a longer timeout", url=url)
+    if isinstance(error, httpx2.WriteTimeout):
+        return WriteTimeout(f"{url}: the server stopped reading the request", url=url)
+    if isinstance(error, httpx2.WriteError):
+        return WriteError(f"{url}: the connection was lost while the request was sent: {_why(error)}", url=url)
+    if isinstance(error, httpx2.RemoteProtocolError) and "without sending" not in str(error):
+        return ProtocolError(f"{url}: what answers there does not speak HTTP properly: {_why(error)}", url=url)
+    if isinstance(error, httpx2.NetworkError | httpx2.RemoteProtocolError):
+        return ReadError(f"{url}: the server closed the connection before it answered", url=url)
+    if isinstance(error, httpx2.UnsupportedProtocol | httpx2.InvalidURL):
+        return InvalidURL(f"{url}: {_why(error)}", url=url)
+    if isinstance(error, httpx2.LocalProtocolError):
+        return ProtocolError(f"{url}: the request cannot be sent as it is: {_why(error)}", url=url)
+    return TransportError(f"{url}: {_why(error)}", url=url)
+
+
+def _broken_body(error: Exception, url: str, received: int) -> PenstockError:
+    after = f"after {received:,} bytes"
+    if isinstance(error, httpx2.TimeoutException):
+        return StreamStalled(f"{url}: the stream went silent {after}", url=url)
+    if isinstance(error, httpx2.RemoteProtocolError) and not _is_early_close(error):
+        return ProtocolError(f"{url}: the response's framing is broken {after}: {_why(error)}", url=url)
+    how = "the server closed the connection" if _is_early_close(error) else "the connection was lost"
+    return StreamTruncated(f"{url}: the body broke off {after}: {how} before the end", url=url)
+
+
+def _is_early_close(error: Exception) -> bool:
+    return isinstance(error, httpx2.RemoteProtocolError) and "closed connection" in str(error)
+
+
+def _no_connection(error: Exception, url: str) -> ConnectError:
+    for cause in _causes(error):
+        match cause:
+            case socket.gaierror():
+                host = urlsplit(url).hostname
+                return ConnectError(f"{url}: there is no host {host!r}; check the name", url=url, reason="dns")
+            case ssl.SSLCertVerificationError():
+                return ConnectError(
+                    f"{url}: its TLS certificate cannot be trusted: {cause.verify_message}", url=url, reason="tls"
+                )
+            case ssl.SSLError():
+                return ConnectError(
+                    f"{url}: no TLS connection ({cause.reason or cause}); is it an https server?", url=url, reason="tls"
+                )
+            case ConnectionRefusedError():
+                return ConnectError(f"{url}: connection refused; is a server running there?", url=url, reason="refused")
+            case ConnectionResetError():
+                return ConnectError(f"{url}: connection reset while connecting", url=url, reason="reset")
+            case OSError() if cause.errno:
+                return ConnectError(f"{url}: no connection: {cause.strerror or cause}", url=url, reason="unreachable")
+    return ConnectError(f"{url}: no connection: {_why(error)}", url=url)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, what caused it, and the members of groups on the way."""
+    seen: set[int] = set()
+    queue: list[BaseException | None] = [error]
+    while queue:
+        cause = queue.pop(0)
+        if cause is None or id(cause) in seen:
+            continue
+        seen.add(id(cause))
+        yield cause
+        if isinstance(cause, BaseExceptionGroup):
+            queue.extend(cause.exceptions)
+        queue += [cause.__cause__, cause.__context__]
+
+
+def _why(error: Exception) -> str:
+    return str(error).rstrip(".") or type(error).__name__

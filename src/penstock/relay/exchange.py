@@ -1,0 +1,85 @@
+"""One request through the relay, from its first byte to its one end.
+
+==============================  =====================================================================
+what happens                    what the reader sees
+==============================  =====================================================================
+the upstream fails before its   502, 503 or 504 with a reason
+headers
+the upstream fails after them   the bytes that came, then the connection closed without the last chunk
+the reader leaves, at any time  (nothing); the upstream's request is cancelled at once
+the server cancels us           as when the upstream fails after its headers
+==============================  =====================================================================
+
+The reader's side pulls: a reader that stops reading stops `write`, which stops the reading from the upstream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import anyio
+
+from penstock.client.client import AsyncClient
+from penstock.errors import PenstockError
+from penstock.relay.downstream import Departed, Downstream
+from penstock.relay.headers import Raw, to_reader
+from penstock.relay.upstream import Outgoing, answer_to
+
+logger = logging.getLogger("penstock.relay")
+
+
+async def carry(client: AsyncClient, outgoing: Outgoing, downstream: Downstream, *, more_headers: Raw) -> None:
+    """Send the request to the upstream and its answer to the reader, each chunk as it comes.
+
+    Cancellation: the upstream's request is abandoned and its connection closed.
+
+    Args:
+        client: What to reach the upstream through.
+        outgoing: The request.
+        downstream: The reader.
+        more_headers: Fields to set on the answer, in the place of the upstream's own of the same name.
+    Raises:
+        PenstockError: The upstream failed after its headers. It is for the server to see, so that it breaks the
+            reader's connection off; a clean return would pass for a whole answer on some servers.
+    """
+    with anyio.CancelScope() as scope:
+        watcher = asyncio.create_task(_cancel_at_departure(downstream, scope))
+        try:
+            await _carry(client, outgoing, downstream, more_headers)
+        except Departed:
+            scope.cancel()
+        finally:
+            watcher.cancel()
+    if scope.cancel_called:
+        logger.info(
+            "%s %s: the reader left after %d bytes; the upstream is cancelled",
+            outgoing.method,
+            outgoing.target.decode("latin-1"),
+            downstream.sent,
+        )
+
+
+async def _cancel_at_departure(downstream: Downstream, scope: anyio.CancelScope) -> None:
+    await downstream.departure()
+    scope.cancel()
+
+
+async def _carry(client: AsyncClient, outgoing: Outgoing, downstream: Downstream, more_headers: Raw) -> None:
+    if not outgoing.has_body:
+        downstream.body_is_over()
+    try:
+        response = await outgoing.open(client, downstream.body())
+    except PenstockError as error:
+        status, reason, kind = answer_to(error)
+        logger.warning("%s %s: %d: %s", outgoing.method, outgoing.target.decode("latin-1"), status, error)
+        await downstream.refuse(status, reason, proxy_status=kind)
+        return
+    async with response:
+        downstream.body_is_over()  # an upstream that answers early has heard enough
+        ours = {name for name, _ in more_headers}
+        headers = to_reader([(name.lower(), value) for name, value in response.headers.raw], upstream=outgoing.url)
+        await downstream.start(response.status, [pair for pair in headers if pair[0] not in ours] + more_headers)
+        async for piece in response.raw():
+            await downstream.write(piece)
+        await downstream.finish()

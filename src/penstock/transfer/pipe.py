@@ -1,0 +1,262 @@
+"""From a source to a destination: one piece in hand at a time.
+
+The destination's request pulls, the source's response gives: a slow destination slows the source, a slow source lets
+the destination wait, and nothing piles up between them. A source that breaks breaks the destination's request as
+well, before its end: whoever receives it sees an upload that broke off, never a short file that looks whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from penstock.client.builder import RequestBuilder
+from penstock.client.client import AsyncClient
+from penstock.client.middleware import Logging
+from penstock.client.response import Response
+from penstock.client.settings import Timeout
+from penstock.errors import ProtocolError
+from penstock.resilience.retry import Retry
+from penstock.transfer import memory
+from penstock.transfer.destination import Multipart, Put
+from penstock.transfer.source import OpenSource, Source, open_source
+
+logger = logging.getLogger("penstock.transfer")
+
+MAX_ANSWER_BYTES = 1024 * 1024
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a transfer did.
+
+    Attributes:
+        bytes: Bytes of the source that the destination took.
+        seconds: From the first request to the destination's whole answer.
+        attempts: Requests that were made for the source.
+        digest: Hex digests of the bytes, by algorithm.
+        memory_growth_kib: How much the process's peak resident memory grew over what it held before.
+        source: Its url and status.
+        destination: Its url, status and the body of its answer.
+    """
+
+    bytes: int
+    seconds: float
+    attempts: int
+    digest: dict[str, str]
+    memory_growth_kib: int
+    source: dict[str, Any]
+    destination: dict[str, Any]
+
+    @property
+    def bytes_per_second(self) -> float:
+        return self.bytes / self.seconds if self.seconds else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain values."""
+        return {
+            "bytes": self.bytes,
+            "seconds": round(self.seconds, 6),
+            "bytes_per_second": round(self.bytes_per_second),
+            "attempts": self.attempts,
+            "digest": self.digest,
+            "memory_growth_kib": self.memory_growth_kib,
+            "source": self.source,
+            "destination": self.destination,
+        }
+
+
+@dataclass(slots=True)
+class Passage:
+    """A source on its way out: counted, digested and paced as the destination's request pulls it.
+
+    Attributes:
+        source: The opened source.
+        digest: What each piece is fed to, or None.
+        rate: Bytes per second at the most, or None.
+        sent: Bytes that were pulled so far.
+        whole: Whether the source came to its end.
+    """
+
+    source: OpenSource
+    algorithm: str | None = None
+    rate: float | None = None
+    sent: int = 0
+    whole: bool = False
+    digest: Any = field(default=None, init=False)
+
+    @property
+    def content_type(self) -> str | None:
+        return self.source.content_type
+
+    @property
+    def length(self) -> int | None:
+        return self.source.length
+
+    @property
+    def replayable(self) -> bool:
+        return self.source.replayable
+
+    async def open(self) -> AsyncIterator[bytes]:
+        self.sent = 0
+        self.whole = False
+        self.digest = hashlib.new(self.algorithm) if self.algorithm else None
+        loop = asyncio.get_running_loop()
+        started_at = loop.time()
+        async for piece in self.source.read():
+            if self.digest is not None:
+                self.digest.update(piece)
+            self.sent += len(piece)
+            yield piece
+            if self.rate is not None and (ahead := self.sent / self.rate - (loop.time() - started_at)) > 0:
+                await asyncio.sleep(ahead)
+        self.whole = True
+
+
+async def pipe(
+    source: str | os.PathLike[str] | AsyncIterable[bytes] | Source,
+    destination: str | Multipart | Put,
+    *,
+    field: str | None = None,
+    filename: str | None = None,
+    form: Mapping[str, str] | None = None,
+    retries: int = 0,
+    digest: str | None = None,
+    rate: float | None = None,
+    timeout: Timeout | float | None = None,
+    on_progress: Callable[[Passage], None] | None = None,
+    progress_interval: float = 0.25,
+) -> Report:
+    """Stream a source into a destination, in constant memory.
+
+    The upload has a Content-Length when the source's is known, and is chunked otherwise. The source is asked for
+    again after a failure, and picked up where it broke, ``retries`` times; the upload itself is sent once, unless the
+    source can be read again and the destination said that it did nothing with it.
+
+    Cancellation: both connections are closed at once; the destination sees an upload that broke off.
+
+    Args:
+        source: A URL, a path, an async iterable of bytes, or a `Source`.
+        destination: A URL for a multipart upload, a `Multipart` or a `Put`.
+        field: For a multipart destination: the file's field name.
+        filename: For a multipart destination: the name that the receiver sees; else the source's.
+        form: For a multipart destination: further fields.
+        retries: Requests for the source after the first.
+        digest: An algorithm of `hashlib` that the bytes are digested with on their way.
+        rate: Bytes per second at the most.
+        timeout: For both sides; a number is the total of each.
+        on_progress: Called at an interval, and at the end, with how far it has come.
+        progress_interval: Seconds between those calls.
+    Raises:
+        ValueError: An unknown digest, or a rate that is not positive.
+        OSError: A file that cannot be read.
+        StatusError: Either side refused.
+        StreamTruncated: The source broke and could not be picked up again.
+        PenstockError: All else that either request can meet; its message names the side by its URL.
+    """
+    if digest is not None and digest not in hashlib.algorithms_available:
+        raise ValueError(
+            f"there is no digest {digest!r}: use one of {', '.join(sorted(hashlib.algorithms_guaranteed))}"
+        )
+    if rate is not None and rate <= 0:
+        raise ValueError(f"a rate is more than 0 bytes per second, got {rate:g}")
+    source = source if isinstance(source, Source) else Source(source)
+    target = _destination(destination, field, filename, form)
+    patience = Timeout() if timeout is None else Timeout.of(timeout)
+    retry = Retry(retries=retries)
+    async with (
+        _client("server1", retry, patience) as client1,
+        # The upload's answer may come long after its headers' time: the destination answers when it has everything.
+        _client("server2", retry, replace(patience, first_event=patience.between_events)) as client2,
+    ):
+        held = memory.resident_kib()
+        logger.info('Before streaming "RSS (KB)"=%d "Peak RSS (KB)"=%d', held, memory.peak_kib())
+        started_at = time.monotonic()
+        async with await open_source(source, client1) as opened:
+            passage = Passage(opened, digest, rate)
+            request = target.request(client2, filename or opened.filename, passage)
+            with _Ticker(passage, on_progress, progress_interval):
+                response = await _sent(request, passage)
+            answer = await _answer(response)
+    peak = memory.peak_kib()
+    logger.info('After streaming "RSS (KB)"=%d "Peak RSS (KB)"=%d', memory.resident_kib(), peak)
+    logger.info('Data streamed through pipeline bytes=%d megabytes="%.2f MB"', passage.sent, passage.sent / MIB)
+    logger.info('Upload successful "server2Resp response"="%s"', answer.strip())
+    return Report(
+        bytes=passage.sent,
+        seconds=time.monotonic() - started_at,
+        attempts=opened.attempts,
+        digest={digest: passage.digest.hexdigest()} if digest else {},
+        memory_growth_kib=max(0, peak - held),
+        source={"url": opened.shown, "status": opened.status},
+        destination={"url": response.url, "status": response.status, "body": answer},
+    )
+
+
+def _destination(
+    destination: str | Multipart | Put, field: str | None, filename: str | None, form: Mapping[str, str] | None
+) -> Multipart | Put:
+    if isinstance(destination, str):
+        return Multipart(destination, field=field or "file", filename=filename, form=form or {})
+    if field is not None or form is not None or (filename is not None and isinstance(destination, Put)):
+        raise ValueError(
+            "field=, filename= and form= belong to a destination that is a URL; put them into Multipart(…)"
+        )
+    return destination
+
+
+def _client(name: str, retry: Retry, timeout: Timeout) -> AsyncClient:
+    return AsyncClient(name=name, retry=retry, timeout=timeout).use(Logging(logger))
+
+
+async def _sent(request: RequestBuilder, passage: Passage) -> Response:
+    """The destination's response, once it has taken the whole source."""
+    response = await request.send()
+    try:
+        if response.status >= 400:
+            raise response.status_error(await response.beginning())
+        if not passage.whole:
+            raise ProtocolError(
+                f"{response.url} answered {response.status} after {passage.sent:,} bytes, before the source's end: "
+                "it cannot have taken the whole",
+                url=response.url,
+            )
+    except BaseException:
+        await response.aclose()
+        raise
+    return response
+
+
+async def _answer(response: Response) -> str:
+    body = await response.read(max_bytes=MAX_ANSWER_BYTES)
+    return body.decode("utf-8", "replace")
+
+
+class _Ticker:
+    """Tells how far a passage has come: at an interval, and once more at the end."""
+
+    def __init__(self, passage: Passage, callback: Callable[[Passage], None] | None, interval: float) -> None:
+        self._passage = passage
+        self._callback = callback
+        self._interval = interval
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> None:
+        if self._callback is not None:
+            self._tick(self._callback)
+
+    def _tick(self, callback: Callable[[Passage], None]) -> None:
+        callback(self._passage)
+        self._timer = asyncio.get_running_loop().call_later(self._interval, self._tick, callback)
+
+    def __exit__(self, *_: object) -> None:
+        if self._timer is not None and self._callback is not None:
+            self._timer.cancel()
+            self._callback(self._passage)
