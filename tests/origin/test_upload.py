@@ -54,7 +54,7 @@ async def test_json_tells_bytes_and_digest(url: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
 async def test_the_split_of_a_chunked_body_does_not_matter(url: str, tmp_path: Path, size: int) -> None:
-    content = b"\r\n--X\r\n--XX-\r" * 50
+    content = b"\r\n--X\r\n-XX--\r" * 50
     async with connected(url) as (reader, writer):
         headers = FORM + "Transfer-Encoding: chunked\r\n"
         writer.write(request("/upload", "POST", headers) + chunked(form(("x", content)), size))

@@ -11,7 +11,7 @@ import json as jsonlib
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,24 @@ CHUNKS = 30
 INTERVAL = 0.1
 START_SECONDS = 20.0
 STOP_SECONDS = 5.0
+
+
+SHOWN: dict[str, Callable[[Any], tuple[str, str]]] = {
+    "bytes": lambda value: ("bytes", f"{value:,}"),
+    "seconds": lambda value: ("time", f"{value:.2f} s"),
+    "bytes_per_second": lambda value: ("speed", f"{value / 2**20:.0f} MB/s"),
+    "memory_growth_kib": lambda value: ("memory grew by", f"{value:,} KiB"),
+    "sha256": lambda value: ("SHA-256, sent and saved", f"{value[:16]}…"),
+    "chunks": lambda value: ("chunks sent", str(value)),
+    "reads": lambda value: ("reads they came in", str(value)),
+    "delay_median_ms": lambda value: ("delay, median", f"{value:.1f} ms"),
+    "delay_worst_ms": lambda value: ("delay, worst", f"{value:.1f} ms"),
+    "events": lambda value: ("events", str(value)),
+    "retries": lambda value: ("retries", str(value)),
+    "success_rate": lambda value: ("success rate", f"{value:.1f}%"),
+    "breaker": lambda value: ("breaker", value),
+}
+"""How each figure is called and written in the summary."""
 
 
 class Failed(Exception):
@@ -68,8 +86,8 @@ def _summary(results: list[Result]) -> None:
     table.add_column("figure")
     table.add_column("value", justify="right")
     for result in results:
-        figures = list(result.measured.items())
-        table.add_row(result.job, "\n".join(name for name, _ in figures), "\n".join(str(value) for _, value in figures))
+        shown = [SHOWN[name](value) for name, value in result.measured.items()]
+        table.add_row(result.job, "\n".join(label for label, _ in shown), "\n".join(value for _, value in shown))
     output.console.print()
     output.console.print(table)
 
@@ -117,11 +135,11 @@ async def _pipe(source: str, destination: str, *, progress: bool) -> Result:
     return Result(
         "pipe",
         {
-            "bytes": f"{report['bytes']:,}",
-            "seconds": f"{report['seconds']:.2f}",
-            "MB per second": f"{report['bytes_per_second'] / 2**20:.0f}",
-            "memory grew by": f"{report['memory_growth_kib']:,} KiB",
-            "SHA-256 on both sides": saved["sha256"][:16] + "…",
+            "bytes": report["bytes"],
+            "seconds": report["seconds"],
+            "bytes_per_second": report["bytes_per_second"],
+            "memory_growth_kib": report["memory_growth_kib"],
+            "sha256": saved["sha256"],
         },
     )
 
@@ -152,8 +170,8 @@ async def _relay(relay: str, say: Any) -> Result:
         {
             "chunks": len(delays),
             "reads": reads,
-            "delay, median": f"{delays[len(delays) // 2] * 1000:.1f} ms",
-            "delay, worst": f"{delays[-1] * 1000:.1f} ms",
+            "delay_median_ms": round(delays[len(delays) // 2] * 1000, 2),
+            "delay_worst_ms": round(delays[-1] * 1000, 2),
         },
     )
 
@@ -185,17 +203,18 @@ async def _consume(origin: str, say: Any) -> Result:
         raise Failed(f"the stream gave {metrics.total} events after {metrics.retries} retries, not 5 after 2")
     breaker = Breaker(failure_threshold=2, recovery_timeout=0.5)
     async with AsyncClient(origin, retry=Retry(retries=5, backoff=backoff), breaker=breaker) as client:
+        states = [client.circuit_state()]
         failing = client.get("/events").param("count", 3).param("interval", 0).param("status", 500).param("times", 2)
         try:
             await failing.collect()
             raise Failed("the breaker did not open after two failures")
         except CircuitOpenError as error:
             say(f"   {error}")
-        states = [client.circuit_state()]
+        states.append(client.circuit_state())
         await asyncio.sleep(0.6)
         collected = await failing.collect()
         states.append(client.circuit_state())
-    if states != [State.OPEN, State.CLOSED] or len(collected.events) != 3:
+    if states != [State.CLOSED, State.OPEN, State.CLOSED] or len(collected.events) != 3:
         raise Failed(f"the breaker did not recover: {states}")
     say("   after its pause the breaker let a probe through, and closed")
     return Result(
@@ -203,9 +222,9 @@ async def _consume(origin: str, say: Any) -> Result:
         {
             "events": metrics.total,
             "retries": metrics.retries,
-            "success rate": f"{metrics.success_rate:.1f}%",
-            "seconds": f"{metrics.duration:.2f}",
-            "breaker": "closed → open → half open → closed",
+            "success_rate": metrics.success_rate,
+            "seconds": round(metrics.duration, 3),
+            "breaker": " → ".join(state.value for state in states if state is not None),
         },
     )
 

@@ -68,7 +68,9 @@ def app(directory: Path, file: Path | None = None, *, limits: Limits | None = No
         Route("/v1/chat/completions", chat_completions, methods=["POST"]),
     ]
     handlers = {Refusal: _refuse, HTTPException: _no_such, ClientDisconnect: _sender_left}
-    return Faults(Watch(Starlette(routes=routes, exception_handlers=handlers)))
+    served = Starlette(routes=routes, exception_handlers=handlers)
+    served.router.redirect_slashes = False  # a redirect would have an upload sent twice
+    return Faults(Watch(served))
 
 
 def _check_directory(directory: Path) -> None:

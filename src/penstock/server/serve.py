@@ -97,7 +97,9 @@ class Server(uvicorn.Server):
             self.should_exit = self.force_exit = True
             raise
         finally:
-            self._sock.close()
+            for server in self.servers:
+                server.close()
+            self._sock.close()  # only now: the loop still had it registered
             await self._stop()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -161,8 +163,6 @@ class Server(uvicorn.Server):
             await self.on_tick(0)
 
     async def _stop(self) -> None:
-        for server in self.servers:
-            server.close()
         for connection in list(self.server_state.connections):
             connection.shutdown()
         await self._until(lambda: not (self.server_state.connections or self.server_state.tasks), self._grace)

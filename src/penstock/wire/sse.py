@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 
 from penstock.errors import LimitExceeded
 from penstock.wire.lines import CR, LF, unify
-from penstock.wire.ndjson import BOM, loads
+from penstock.wire.ndjson import BOM, loads, quoted
 
 MAX_RETRY_MS = 2**31 - 1
 """The longest reconnection time that is reported: 24.8 days, the most that a browser's timers hold too."""
@@ -60,7 +60,7 @@ class Event(NamedTuple):
         Raises:
             DecodeError: It is not JSON; the message gives the reason and the beginning of the data.
         """
-        return loads(self.data, f"the data of the {self.type!r} event")
+        return loads(self.data, f"the data of the {quoted(self.type)} event")
 
 
 def encode(event: Event, *, retry_ms: int | None = None) -> bytes:
@@ -107,7 +107,7 @@ def comment(text: str = "") -> bytes:
 def _one_line(text: str, what: str) -> str:
     for character, name in (("\n", "LF"), ("\r", "CR"), ("\0", "NUL")):
         if character in text:
-            raise ValueError(f"{name} at character {text.index(character)} of the event's {what}: {text[:60]!r}")
+            raise ValueError(f"{name} at character {text.index(character)} of the event's {what}: {quoted(text)}")
     return text
 
 
