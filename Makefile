@@ -15,7 +15,7 @@ ifneq ($(MADE_FOR),$(CURDIR))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak check format coverage lock clean
+.PHONY: help setup demo test soak check format coverage docs lock clean
 
 help: ## show this list
 	@echo 'usage: make TARGET'
@@ -44,7 +44,7 @@ check: $(STAMP) ## format, lint, types, import contracts, docs in step with the 
 	run $(BIN)/mypy; \
 	run $(BIN)/lint-imports --no-logo; \
 	run $(PIP) check; \
-	run $(BIN)/python -m pytest -q tests/test_docs.py tests/test_exports.py; \
+	run $(BIN)/python -m pytest -q tests/test_docs.py tests/test_exports.py tests/test_imports.py; \
 	test -z "$$failed" || { echo "check failed:$$failed" >&2; exit 1; }
 
 format: $(STAMP) ## format the code and fix what lint can fix
@@ -56,6 +56,9 @@ coverage: $(STAMP) ## run the tests and show which branches they miss
 	@$(BIN)/coverage run -m pytest
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report
+
+docs: $(STAMP) ## write the reference of docs/cli.md anew, from the commands
+	@$(BIN)/python docs/cli_reference.py
 
 # One lock for Python 3.11 and newer on every system, with the hashes of every file of a release.
 # No index or download address is written: whoever installs decides where packages come from.

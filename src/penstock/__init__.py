@@ -1,4 +1,4 @@
-"""Penstock: stream-first HTTP for Python. Consume, relay and pipe HTTP streams, in constant memory, without losing them.
+"""Stream-first HTTP: consume, relay and pipe HTTP streams, in constant memory and without losing them.
 
 This is the only door: what is not named here is inside, and may change.
 """
@@ -35,6 +35,7 @@ from penstock.errors import (
     WriteError,
     WriteTimeout,
 )
+from penstock.relay.app import Relay
 from penstock.resilience.backoff import Backoff
 from penstock.resilience.breaker import Breaker, State
 from penstock.resilience.retry import Retry
@@ -76,6 +77,7 @@ __all__ = [
     "ReadError",
     "ReadTimeout",
     "RecordStream",
+    "Relay",
     "ReplayGap",
     "Report",
     "Request",

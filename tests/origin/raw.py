@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 FORM = "Content-Type: multipart/form-data; boundary=XX\r\n"
@@ -97,9 +97,8 @@ async def ask(
         return await read_answer(reader)
 
 
-async def until(condition: object, timeout: float = 10) -> None:
-    """Wait until a callable is true; fail when it never is."""
-    assert callable(condition)
+async def until(condition: Callable[[], object], timeout: float = 10) -> None:
+    """Wait until it is true; fail when it never is."""
     async with asyncio.timeout(timeout):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 – what is waited for tells nobody
             await asyncio.sleep(0.005)

@@ -18,7 +18,15 @@ WHOLE = b"".join(b"Line %d: This is a line in the large file.\n" % i for i in ra
 async def test_the_index_names_every_endpoint(url: str) -> None:
     answer = await ask(url, "/")
     assert answer.headers["content-type"].startswith("text/plain")
-    for name in ("/file", "/upload", "/generate", "/trigger_invocation", "/events", "/v1/chat/completions", "cut_after"):
+    for name in (
+        "/file",
+        "/upload",
+        "/generate",
+        "/trigger_invocation",
+        "/events",
+        "/v1/chat/completions",
+        "cut_after",
+    ):
         assert name in answer.body.decode()
 
 
@@ -29,7 +37,7 @@ async def test_the_file_of_the_seed(url: str, log: Callable[[], list[str]]) -> N
         assert b"content-length: 478888897\r\n" in head
         assert b"content-disposition: attachment; filename=large.txt\r\n" in head
         assert (await reader.readline()) == b"Line 1: This is a line in the large file.\n"
-    await until(lambda: log(), timeout=1)
+    await until(log, timeout=1)
     assert "GET /file: the reader left after " in log()[0]
 
 

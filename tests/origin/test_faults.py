@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -185,13 +187,31 @@ async def test_the_counters_are_apart_and_without_times_it_is_always(url: str) -
     assert [(await ask(url, "/events?status=429")).status for _ in range(4)] == [429] * 4
 
 
-async def test_the_counters_are_bounded() -> None:
-    from penstock.origin.faults import _MAX_COUNTERS, Faults, Plan
+async def test_the_counters_longest_unused_are_forgotten(tmp_path: Path) -> None:
+    origin = app(tmp_path)
 
-    faults = Faults(app(Path("/tmp")))
-    for number in range(_MAX_COUNTERS + 10):
-        faults._refuses(Plan(status=500, times=1), {"method": "GET", "path": str(number), "query_string": b""})
-    assert len(faults._refused) == _MAX_COUNTERS
+    async def status(number: int) -> int:
+        sent: list[Message] = []
+
+        async def receive() -> Message:
+            return {"type": "http.request", "body": b"", "more_body": len(sent) < 2}
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        query = f"x={number}&status=500&times=1".encode()
+        await origin(
+            {"type": "http", "method": "GET", "path": "/", "query_string": query, "headers": []}, receive, send
+        )
+        return int(sent[0]["status"])
+
+    assert [await status(0), await status(0)] == [500, 200]
+    for number in range(1, 1024):
+        await status(number)
+    assert await status(0) == 200, "1024 are remembered"
+    for number in range(1024):
+        await status(-number - 1)
+    assert await status(0) == 500, "and no more"
 
 
 # -- rate and delay
@@ -216,13 +236,11 @@ async def test_a_reader_that_leaves_a_paced_body_is_noticed(url: str, log: Calla
     async with connected(url) as (reader, writer):
         writer.write(request("/generate?rate=1"))
         await reader.readuntil(b"\r\n\r\n")
-    await until(lambda: log(), timeout=1)
+    await until(log, timeout=1)
     assert log() == ["GET /generate: the reader left after 0 chunks"]
 
 
-async def test_delay_is_before_the_headers_and_leaving_in_it_is_noticed(
-    url: str, log: Callable[[], list[str]]
-) -> None:
+async def test_delay_is_before_the_headers_and_leaving_in_it_is_noticed(url: str, log: Callable[[], list[str]]) -> None:
     began = time.monotonic()
     assert (await ask(url, "/generate?chunks=0&delay=0.3")).status == 200
     assert time.monotonic() - began >= 0.3
@@ -247,7 +265,9 @@ async def test_an_upload_is_cut_after_n_received_chunks(
 ) -> None:
     target = "/upload" if method == "POST" else "/upload/x"
     async with connected(url) as (reader, writer):
-        writer.write(request(f"{target}?cut_after={chunks}", method, FORM, length=len(BODY)) + BODY[: chunks * CHUNK + 10])
+        writer.write(
+            request(f"{target}?cut_after={chunks}", method, FORM, length=len(BODY)) + BODY[: chunks * CHUNK + 10]
+        )
         answer = await asyncio.wait_for(read_answer(reader), 20)
     assert (answer.status, answer.reset) == (0, True)
     plural = "" if chunks == 1 else "s"
@@ -274,6 +294,8 @@ async def test_a_stalled_upload_is_not_read_and_its_senders_leaving_is_noticed(
                     sent += 1
                     await writer.drain()
         assert sent < 100, "what the sockets hold, and no more"
+        sock = writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a FIN would queue behind it all
         writer.transport.abort()
     await until(lambda: [line for line in log() if "left" in line])
     assert not list(tmp_path.iterdir())

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import re
 import time
@@ -46,19 +47,17 @@ async def test_generate_begins_at_once_and_keeps_its_interval(url: str) -> None:
         for number in (1, 2, 3):
             await reader.readuntil(b"Chunk %d " % number)
             arrived.append(time.monotonic() - began)
-    gaps = [later - earlier for earlier, later in zip(arrived, arrived[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in itertools.pairwise(arrived)]
     assert min(gaps) > 0.4, "chunks came together"
     assert arrived[0] < min(gaps), "the first one waited for its interval"
 
 
 @pytest.mark.parametrize("interval", ["0", "0.02", "30"])
-async def test_generate_stops_when_its_reader_leaves(
-    url: str, log: Callable[[], list[str]], interval: str
-) -> None:
+async def test_generate_stops_when_its_reader_leaves(url: str, log: Callable[[], list[str]], interval: str) -> None:
     async with connected(url) as (reader, writer):
         writer.write(request(f"/generate?chunks=1000000&interval={interval}"))
         await reader.readuntil(b"Chunk 1 ")
-    await until(lambda: log(), timeout=1)
+    await until(log, timeout=1)
     assert re.fullmatch(r"GET /generate: the reader left after \d+ chunks?", log()[0])
     if interval == "30":
         assert log() == ["GET /generate: the reader left after 1 chunk"]
@@ -69,7 +68,7 @@ async def test_generate_notices_a_half_closed_reader(url: str, log: Callable[[],
         writer.write(request("/generate?interval=30"))
         await reader.readuntil(b"Chunk 1 ")
         writer.write_eof()
-        await until(lambda: log(), timeout=1)
+        await until(log, timeout=1)
     assert log() == ["GET /generate: the reader left after 1 chunk"]
 
 

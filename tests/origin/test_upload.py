@@ -122,7 +122,9 @@ async def test_a_name_of_which_nothing_remains_is_refused(url: str, tmp_path: Pa
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("target", ["/upload/..%2F..%2Fx", "/upload/%2Fetc%2Fx", "/upload/", "/upload/a/b", "/upload/.."])
+@pytest.mark.parametrize(
+    "target", ["/upload/..%2F..%2Fx", "/upload/%2Fetc%2Fx", "/upload/", "/upload/a/b", "/upload/.."]
+)
 async def test_put_cannot_leave_the_directory_either(url: str, tmp_path: Path, target: str) -> None:
     assert (await ask(url, target, "PUT", body=b"content")).status in (400, 404, 405)
     assert not list(tmp_path.iterdir())
@@ -240,7 +242,7 @@ async def test_a_sender_that_leaves_leaves_nothing(
         if how == "reset":
             writer.transport.abort()
     await until(lambda: not list(tmp_path.iterdir()))
-    await until(lambda: log())
+    await until(log)
     assert log() == ["POST /upload: the sender left before its request was complete"]
 
 
@@ -283,7 +285,10 @@ from penstock.origin import app
 from penstock.server import bind, serve
 if len(sys.argv) > 2:
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
-sys.exit(asyncio.run(serve(app(Path(sys.argv[1])), bind("127.0.0.1", 0), grace=0.2, on_listening=lambda w: print(w, flush=True))))
+serving = serve(
+    app(Path(sys.argv[1])), bind("127.0.0.1", 0), grace=0.2, on_listening=lambda where: print(where, flush=True)
+)
+sys.exit(asyncio.run(serving))
 """
 
 

@@ -95,6 +95,16 @@ def reference(name: str, title: str) -> list[Any]:
     return [pytest.param(case, id=case[title]) for case in json.loads(file.read_text(encoding="utf-8"))]
 
 
+def faults(*calls: Callable[[], object]) -> list[PenstockError]:
+    """What the calls raise, each of which has to raise something."""
+    raised = []
+    for call in calls:
+        with pytest.raises(PenstockError) as caught:
+            call()
+        raised.append(caught.value)
+    return raised
+
+
 def ratio(work: Callable[[int], object], small: int, factor: int) -> float:
     """How many times longer `work` takes for `factor` times as much: about `factor` if linear, its square if quadratic.
 

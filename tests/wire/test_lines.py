@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from penstock.errors import LimitExceeded
 from penstock.wire.lines import Decoder
-from tests.wire.cases import corpus, every_split, ratio, raw, run
+from tests.wire.cases import corpus, every_split, faults, ratio, raw, run
 
 Newlines = Literal["any", "lf"]
 
@@ -76,12 +76,9 @@ def test_the_limit(newlines: Newlines, data: bytes, lines: list[bytes], fails: b
 def test_after_a_fault_every_call_raises_it_again() -> None:
     decoder = Decoder(max_line_bytes=3)
     assert decoder.feed(b"ok\nfour") == [b"ok"]
-    faults = []
-    for call in (lambda: decoder.feed(b""), lambda: decoder.feed(b"x\n"), decoder.close, decoder.close):
-        with pytest.raises(LimitExceeded) as caught:
-            call()
-        faults.append(caught.value)
-    assert all(fault is faults[0] for fault in faults)
+    first, *others = faults(lambda: decoder.feed(b""), lambda: decoder.feed(b"x\n"), decoder.close, decoder.close)
+    assert isinstance(first, LimitExceeded)
+    assert all(fault is first for fault in others)
 
 
 @pytest.mark.parametrize("size", [1, 64])

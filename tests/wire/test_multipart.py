@@ -88,7 +88,7 @@ def test_another_parser_reads_it() -> None:
     message = BytesParser(policy=HTTP).parsebytes(
         b"Content-Type: " + form.content_type.encode() + b"\r\n\r\n" + body(form, [b"bytes"])
     )
-    owner, file = message.iter_parts()  # type: ignore[attr-defined]
+    owner, file = message.iter_parts()
     assert owner.get_param("name", header="content-disposition") == "owner"
     assert owner.get_payload() == "miller"
     assert file.get_filename() == "log.txt"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from penstock.errors import DecodeError, LimitExceeded
 from penstock.wire.ndjson import Decoder, encode
-from tests.wire.cases import corpus, every_split, ratio, raw, run, text
+from tests.wire.cases import corpus, every_split, faults, ratio, raw, run, text
 
 # Floats that JSON can say, and text with half surrogate pairs, which JSON can escape.
 JSON = st.recursive(
@@ -111,12 +111,9 @@ def test_the_limit(data: bytes, values: list[Any], fails: bool) -> None:
 def test_values_before_a_fault_come_first(bad: bytes) -> None:
     decoder = Decoder(max_record_bytes=50)
     assert decoder.feed(b"1\n2\n" + bad) == [1, 2]
-    faults = []
-    for call in (lambda: decoder.feed(b"3\n"), decoder.close, decoder.close):
-        with pytest.raises((DecodeError, LimitExceeded)) as caught:
-            call()
-        faults.append(caught.value)
-    assert all(fault is faults[0] for fault in faults)
+    first, *others = faults(lambda: decoder.feed(b"3\n"), decoder.close, decoder.close)
+    assert isinstance(first, DecodeError | LimitExceeded)
+    assert all(fault is first for fault in others)
 
 
 def test_after_an_early_end_every_call_raises_it_again() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from penstock.errors import DecodeError, LimitExceeded
 from penstock.wire.headers import is_event_stream
 from penstock.wire.sse import MAX_RETRY_MS, BlockCutter, Decoder, Event, comment, encode
-from tests.wire.cases import Outcome, corpus, every_split, ratio, raw, reference, run, text
+from tests.wire.cases import Outcome, corpus, every_split, faults, ratio, raw, reference, run, text
 
 
 class Plain:
@@ -152,6 +152,34 @@ def test_limits_do_not_depend_on_the_split(pieces: list[bytes], limit: int) -> N
         assert len(whole.items) == len(events)
 
 
+LIVE = [
+    *(b"data: x\n\n", b"data: x\r\n\r\n", b"data: x\r\r", b"data: x\n\r\n", b"data: x\r\n\n", b"data: x\r\n\r"),
+    *(b"data: \n\n", b"data: \r\n\r\n", b"data:  x\n\n", b"data: a\rb\n\n", b"data: a\rb\r\n\r\n", b"data: x\n\n\n"),
+    *(b"data: \xff\n\n", "data: €\r\n\r\n".encode(), b"data: \xe2\x82\n\n", b"data: x\0\n\n", b"\n", b": c\n\n"),
+    *(
+        b"data: x\ndata: y\n\n",
+        b"data: x\n\ndata: y\n\n",
+        b"data: x\n",
+        b"data: x\nid: 2\n\n",
+        b"id: 3\n",
+        b"event: e\n",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    "before", [b"id: 1\n\n", b"id: 1\n", b"id: 1\r\n\r", b"event: e\n", b"data: d\n", b"data: ", b"\xef\xbb"]
+)
+@pytest.mark.parametrize("chunk", LIVE)
+def test_a_chunk_that_looks_like_one_event(before: bytes, chunk: bytes) -> None:
+    for behind in LIVE:
+        pieces = [before, chunk, behind]
+        plain = Plain(b"".join(pieces))
+        outcome = run(Decoder(), pieces)
+        assert outcome.items == plain.events
+        assert (outcome.decoder.last_event_id, outcome.decoder.dropped) == (plain.last_event_id, plain.dropped)
+
+
 def test_an_event_is_a_tuple_with_defaults() -> None:
     assert Event() == ("message", "", "")
     [event] = Decoder().feed(b"id: 3\ndata: x\n\n")
@@ -248,12 +276,11 @@ def test_events_before_a_fault_come_first_and_the_fault_stays() -> None:
     decoder = Decoder(max_event_bytes=10)
     assert decoder.feed(b"id: 1\ndata: 1\n\nid: 2\ndata: much too long\n\ndata: 3\n\n") == [Event(data="1", id="1")]
     assert decoder.last_event_id == "1"
-    faults = []
-    for call in (lambda: decoder.feed(b"data: 4\n\n"), lambda: decoder.feed(b""), decoder.close, decoder.close):
-        with pytest.raises(LimitExceeded) as caught:
-            call()
-        faults.append(caught.value)
-    assert all(fault is faults[0] for fault in faults)
+    first, *others = faults(
+        lambda: decoder.feed(b"data: 4\n\n"), lambda: decoder.feed(b""), decoder.close, decoder.close
+    )
+    assert isinstance(first, LimitExceeded)
+    assert all(fault is first for fault in others)
 
 
 @pytest.mark.parametrize("size", [1, 64])
@@ -390,7 +417,7 @@ def plain_blocks(body: bytes) -> tuple[list[bytes], bool]:
         else:
             block += line
         crlf_before = line.endswith(b"\r\n")
-    return (blocks + [block], True) if block else (blocks, False)
+    return ([*blocks, block], True) if block else (blocks, False)
 
 
 @pytest.mark.parametrize("case", corpus("sse_blocks"))
@@ -466,12 +493,9 @@ def test_the_limit_of_a_block(body: bytes, blocks: list[bytes], fails: bool) -> 
 def test_after_a_fault_the_cutter_raises_it_again() -> None:
     cutter = BlockCutter(max_block_bytes=10)
     assert cutter.feed(b"1\n\n12345678901\n\n") == [b"1\n\n"]
-    faults = []
-    for call in (lambda: cutter.feed(b"1\n\n"), cutter.close, cutter.close):
-        with pytest.raises(LimitExceeded) as caught:
-            call()
-        faults.append(caught.value)
-    assert all(fault is faults[0] for fault in faults)
+    first, *others = faults(lambda: cutter.feed(b"1\n\n"), cutter.close, cutter.close)
+    assert isinstance(first, LimitExceeded)
+    assert all(fault is first for fault in others)
 
 
 @pytest.mark.parametrize("piece", [b"x", b"x" * 64, b"x\n", b"x\r", b"x\r\n"])

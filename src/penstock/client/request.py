@@ -42,6 +42,7 @@ class Request:
     target: bytes | None = None
 
     def has_header(self, name: str) -> bool:
+        """Whether a field of that name is there, in any case."""
         name = name.lower()
         return any(key.lower() == name for key, _ in self.headers)
 

@@ -204,6 +204,13 @@ class _Faulty:
             await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _start(self, message: Message) -> None:
+        if self._upload:
+            self._break_if("cut_after", "stall_after", reached=self._chunks)
+            self._ends |= {
+                "cut_after": None,
+                "stall_after": None,
+            }  # they were the request's; from here it is the answer
+            self._chunks = 0
         if self._plan.delay:
             await asyncio.sleep(self._plan.delay)
         self._break_if("cut_after", "stall_after", reached=0)
@@ -217,9 +224,6 @@ class _Faulty:
         if "content-length" in headers:
             self._length = int(headers["content-length"])
         await self._send({**message, "headers": headers.raw})
-        if self._upload:
-            self._chunks = 0
-            self._ends |= {"cut_after": None, "stall_after": None}
         await self._after_chunk()
 
     async def _send_chunk(self, chunk: bytes) -> None:

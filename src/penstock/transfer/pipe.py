@@ -57,6 +57,7 @@ class Report:
 
     @property
     def bytes_per_second(self) -> float:
+        """The mean over the whole transfer."""
         return self.bytes / self.seconds if self.seconds else 0.0
 
     def to_dict(self) -> dict[str, Any]:

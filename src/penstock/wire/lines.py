@@ -22,7 +22,6 @@ from typing import Literal
 
 from penstock.errors import LimitExceeded
 
-
 CR = 0x0D  # as numbers: `b"\r" in data` is tried as a number first, and takes three times as long
 LF = 0x0A
 
