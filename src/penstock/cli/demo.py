@@ -266,9 +266,12 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     try:
         async with asyncio.timeout(STOP_SECONDS):
             await process.wait()
-    except (TimeoutError, asyncio.CancelledError):
-        process.kill()
-        await process.wait()
+    except TimeoutError:
+        pass
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
 
 
 def _last_record(out: bytes) -> dict[str, Any]:

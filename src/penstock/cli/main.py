@@ -13,8 +13,12 @@ code  meaning
 
 from __future__ import annotations
 
+import errno
+import signal
 import sys
+import traceback
 from importlib.metadata import version
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -24,7 +28,7 @@ from penstock.cli.run import Interrupted
 from penstock.errors import InvalidURL, PenstockError
 
 # typer keeps its copy of click to itself; this is the root of its errors of usage.
-UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+UsageError: Any = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     name="penstock",
@@ -62,13 +66,22 @@ app.command("pipe")(pipe.pipe)
 def main() -> None:
     """Run the command line and leave with its exit code."""
     arguments = sys.argv[1:]
+    output.prepare()
+    signal.signal(signal.SIGTERM, _terminated)  # where no event loop handles it: before, after, while stdin is read
     try:
         code = run(arguments, as_json="--json" in arguments)
-        sys.stdout.flush()
     except BrokenPipeError:
         output.silence_stdout()
         code = 0
+    except OSError as error:  # of stdout itself, so that it cannot be told there
+        output.note(f"penstock: {_os_error(error)}")
+        output.silence_stdout()
+        code = 1
     sys.exit(code)
+
+
+def _terminated(signum: int, frame: FrameType | None) -> None:
+    raise Interrupted(signum)
 
 
 def run(arguments: list[str], *, as_json: bool) -> int:
@@ -79,6 +92,7 @@ def run(arguments: list[str], *, as_json: bool) -> int:
         as_json: Whether a failure is told as an object on stdout.
     Raises:
         BrokenPipeError: Whoever reads stdout has left.
+        OSError: Stdout cannot be written to.
     """
     try:
         # Typer returns what a command returned, or the code of a typer.Exit.
@@ -86,6 +100,9 @@ def run(arguments: list[str], *, as_json: bool) -> int:
     except BrokenPipeError:
         raise
     except UsageError as error:
+        if not arguments:
+            output.note(error.format_message())  # the help
+            return 2
         return _failed(error, _usage(error), 2, as_json=as_json)
     except InvalidURL as error:
         return _failed(error, str(error), 2, as_json=as_json)
@@ -96,7 +113,11 @@ def run(arguments: list[str], *, as_json: bool) -> int:
     except (KeyboardInterrupt, typer.Abort) as error:
         return _failed(error, "interrupted", 130, as_json=as_json)
     except OSError as error:
+        if error.filename == "stdout":
+            raise
         return _failed(error, _os_error(error), 1, as_json=as_json)
+    except Exception as error:
+        return _failed(error, _bug(error), 1, as_json=as_json)
 
 
 def _failed(error: BaseException, message: str, code: int, *, as_json: bool) -> int:
@@ -117,4 +138,20 @@ def _usage(error: Any) -> str:
 
 def _os_error(error: OSError) -> str:
     what = error.strerror or str(error) or type(error).__name__
+    advice = _ADVICE.get(error.errno or 0)
+    if advice:
+        what += f"; {advice}"
     return f"{error.filename}: {what}" if error.filename else what
+
+
+def _bug(error: Exception) -> str:
+    """What nobody foresaw, in one line, with the place that a report of it should name."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"a bug in penstock: {type(error).__name__}: {error} ({frame.filename}:{frame.lineno}); please report it"
+
+
+_ADVICE = {
+    errno.ENOENT: "check the path, or write a URL with http:// or https://",
+    errno.EACCES: "its permissions do not allow it",
+    errno.ENOSPC: "make room, or write elsewhere",
+}

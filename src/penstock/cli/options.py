@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated
 
@@ -53,6 +54,20 @@ def size(value: str | None) -> float | None:
     if match is None or float(match[1]) <= 0:
         raise typer.BadParameter(f"{value!r} is not a rate: write a number of bytes per second, such as 500K or 5M")
     return float(match[1]) * _UNITS[match[2].upper()]
+
+
+def seconds(value: float | None) -> float | None:
+    """A timeout, checked."""
+    if value is not None and not 0 < value < math.inf:
+        raise typer.BadParameter(f"{value:g} is not a time to wait: write a number of seconds above 0")
+    return value
+
+
+def grace(value: float) -> float:
+    """A time that may be none at all, checked."""
+    if not 0 <= value < math.inf:
+        raise typer.BadParameter(f"{value:g} is not a time to wait: write a number of seconds, 0 or more")
+    return value
 
 
 def listen(value: str) -> tuple[str, int]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from penstock.cli import options, output
-from penstock.cli.run import run
+from penstock.cli.run import run_server
 from penstock.origin.app import INDEX
 from penstock.origin.app import app as sample_servers
 from penstock.server.listen import bind
@@ -23,7 +23,9 @@ def origin(
     file: Annotated[
         Path | None, typer.Option(metavar="PATH", help="A real file for /file, instead of the generated one.")
     ] = None,
-    grace: Annotated[float, typer.Option(metavar="SECONDS", help="For running requests after SIGTERM.")] = 1.0,
+    grace: Annotated[
+        float, typer.Option(callback=options.grace, metavar="SECONDS", help="For running requests after SIGTERM.")
+    ] = 1.0,
     json: options.Json = False,
 ) -> int:
     """Run the sample servers: a large file, an upload, and several streams, each of which can be told to fail."""
@@ -41,4 +43,4 @@ def origin(
         for line in INDEX.splitlines()[2:]:
             output.note(f"  {line}" if line else "")
 
-    return run(serve(app, sock, grace=grace, raw_connection=True, on_listening=listening))
+    return run_server(serve(app, sock, grace=grace, raw_connection=True, on_listening=listening))

@@ -6,10 +6,14 @@ program goes to stdout, one object per line, and a failure is the last one.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -20,16 +24,44 @@ from penstock.resilience.classify import retryable
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+def prepare() -> None:
+    """Make stdout fit for data: UTF-8 whatever the locale; and let a closed one (``>&-``) swallow what it is given.
+
+    A lone surrogate, which JSON can name and UTF-8 cannot write, becomes the escape that JSON has for it.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 – until the process ends
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
 def data(text: str) -> None:
-    """One line of data, at once."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    """One line of data, at once.
+
+    Raises:
+        BrokenPipeError: Whoever reads stdout has left.
+        OSError: It cannot be written to, a full disk for one; it is named "stdout".
+    """
+    with _named_stdout():
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
 
 
 def raw(piece: bytes) -> None:
-    """Bytes as they are, at once."""
-    sys.stdout.buffer.write(piece)
-    sys.stdout.buffer.flush()
+    """Bytes as they are, at once; raises as `data` does."""
+    with _named_stdout():
+        sys.stdout.buffer.write(piece)
+        sys.stdout.buffer.flush()
+
+
+@contextlib.contextmanager
+def _named_stdout() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        error.filename = "stdout"
+        raise
 
 
 def record(value: dict[str, Any]) -> None:
@@ -62,9 +94,16 @@ def _retryable(error: BaseException) -> bool:
     return isinstance(error, CircuitOpenError) or (isinstance(error, PenstockError) and retryable(error))
 
 
+class _Notes(logging.Handler):
+    """Writes to what stderr is now: while a progress bar is shown, that puts lines above it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note(self.format(record))
+
+
 def show_log(level: int = logging.INFO) -> None:
     """Show Penstock's log lines on stderr: the time, the level, the words."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Notes()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y/%m/%d %H:%M:%S"))
     root = logging.getLogger("penstock")
     root.addHandler(handler)

@@ -45,8 +45,12 @@ def pipe(
     digest: Annotated[str | None, typer.Option(metavar="ALGORITHM", help="Digest the bytes, e.g. sha256.")] = None,
     retries: Annotated[int, typer.Option(min=0, metavar="N", help="Requests for the source after the first.")] = 0,
     limit_rate: Annotated[str | None, typer.Option(metavar="RATE", help="Bytes per second at most, e.g. 5M.")] = None,
-    timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="For the whole of each side.")] = None,
-    timeout_between: Annotated[float, typer.Option(metavar="SECONDS", help="Between two pieces of either.")] = 60.0,
+    timeout: Annotated[
+        float | None, typer.Option(callback=options.seconds, metavar="SECONDS", help="For the whole of each side.")
+    ] = None,
+    timeout_between: Annotated[
+        float, typer.Option(callback=options.seconds, metavar="SECONDS", help="Between two pieces of either.")
+    ] = 60.0,
     json: options.Json = False,
 ) -> int:
     """Stream a source into an upload, in constant memory.
@@ -119,6 +123,8 @@ class _Bar:
 
 def _source(text: str) -> str | Path | AsyncIterable[bytes]:
     if text == "-":
+        if sys.stdin is None:
+            raise typer.BadParameter("stdin is closed: redirect something to it, or name a URL or a file")
         return _stdin()
     if "://" in text:
         return text
@@ -128,15 +134,20 @@ def _source(text: str) -> str | Path | AsyncIterable[bytes]:
 async def _stdin() -> AsyncIterator[bytes]:
     """Stdin's bytes. A pipe is read as it becomes ready, so that an interrupt need not wait for the next byte."""
     descriptor = sys.stdin.fileno()
-    if stat.S_ISREG(os.fstat(descriptor).st_mode) or sys.platform == "win32":
+    mode = os.fstat(descriptor).st_mode
+    waits = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(descriptor)
+    if not waits or sys.platform == "win32":  # a file, or a device such as /dev/null: no selector takes those
         while piece := await asyncio.to_thread(os.read, descriptor, 256 * 1024):
             yield piece
         return
+    blocking = os.get_blocking(descriptor)
     reader = asyncio.StreamReader(limit=256 * 1024)
     loop = asyncio.get_running_loop()
-    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    end = os.fdopen(os.dup(descriptor), "rb", buffering=0)  # the transport closes it at the pipe's end
+    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), end)
     try:
         while piece := await reader.read(256 * 1024):
             yield piece
     finally:
         transport.close()
+        os.set_blocking(descriptor, blocking)  # it belongs to the open file: whoever shares it would be surprised

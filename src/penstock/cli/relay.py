@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from penstock.cli import options, output
-from penstock.cli.run import run
+from penstock.cli.run import run_server
 from penstock.client.settings import Timeout
 from penstock.relay.app import Relay
 from penstock.server.listen import bind
@@ -23,10 +23,18 @@ def relay(
         list[str] | None,
         typer.Option("--header", "-H", metavar="'Name: value'", help="Set on every request to the upstream."),
     ] = None,
-    timeout_connect: Annotated[float, typer.Option(metavar="SECONDS", help="To a connection to the upstream.")] = 5.0,
-    timeout_first: Annotated[float, typer.Option(metavar="SECONDS", help="To the upstream's first byte.")] = 300.0,
-    timeout_between: Annotated[float, typer.Option(metavar="SECONDS", help="Between two pieces of its body.")] = 300.0,
-    grace: Annotated[float, typer.Option(metavar="SECONDS", help="For running streams after SIGTERM.")] = 5.0,
+    timeout_connect: Annotated[
+        float, typer.Option(callback=options.seconds, metavar="SECONDS", help="To a connection to the upstream.")
+    ] = 5.0,
+    timeout_first: Annotated[
+        float, typer.Option(callback=options.seconds, metavar="SECONDS", help="To the upstream's first byte.")
+    ] = 300.0,
+    timeout_between: Annotated[
+        float, typer.Option(callback=options.seconds, metavar="SECONDS", help="Between two pieces of its body.")
+    ] = 300.0,
+    grace: Annotated[
+        float, typer.Option(callback=options.grace, metavar="SECONDS", help="For running streams after SIGTERM.")
+    ] = 5.0,
     json: options.Json = False,
 ) -> int:
     """Relay every request to an upstream, each chunk as it comes.
@@ -45,4 +53,4 @@ def relay(
             output.note(f"penstock relay on http://{where} to {app.upstream}")
             output.note("  nothing is buffered and nothing is kept: each chunk goes out as it comes, to one reader")
 
-    return run(serve(app, sock, grace=grace, on_listening=listening))
+    return run_server(serve(app, sock, grace=grace, on_listening=listening))

@@ -39,6 +39,12 @@ def run(main: Coroutine[Any, Any, T], *, loop_factory: Callable[[], asyncio.Abst
         return runner.run(_until_signal(main))
 
 
+def run_server(main: Coroutine[Any, Any, T]) -> T:
+    """Run on an event loop of our own what handles its signals itself: a server lets its streams end first."""
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        return runner.run(main)
+
+
 def new_event_loop() -> asyncio.AbstractEventLoop:
     """uvloop's, where it exists."""
     if sys.platform == "win32":

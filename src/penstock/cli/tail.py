@@ -49,9 +49,15 @@ def tail(
     retries: Annotated[int, typer.Option(min=0, metavar="N", help="Attempts after the first that fails.")] = 3,
     last_event_id: Annotated[str | None, typer.Option(metavar="ID", help="Go on after this event.")] = None,
     until: Annotated[str | None, typer.Option(metavar="DATA", help="Stop after the item that is just this.")] = None,
-    timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="For the whole, retries included.")] = None,
-    timeout_first: Annotated[float, typer.Option(metavar="SECONDS", help="To the first byte.")] = 30.0,
-    timeout_between: Annotated[float, typer.Option(metavar="SECONDS", help="Between two pieces.")] = 60.0,
+    timeout: Annotated[
+        float | None, typer.Option(callback=options.seconds, metavar="SECONDS", help="For the whole, retries included.")
+    ] = None,
+    timeout_first: Annotated[
+        float, typer.Option(callback=options.seconds, metavar="SECONDS", help="To the first byte.")
+    ] = 30.0,
+    timeout_between: Annotated[
+        float, typer.Option(callback=options.seconds, metavar="SECONDS", help="Between two pieces.")
+    ] = 60.0,
     collect: Annotated[bool, typer.Option("--collect", help="Tell everything again at the end, numbered.")] = False,
     raw: Annotated[bool, typer.Option("--raw", help="Write the body's bytes as they come, undecoded.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tell of requests, responses and ends.")] = False,

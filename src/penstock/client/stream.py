@@ -39,9 +39,12 @@ MAX_COLLECTED_BYTES = 64 * 1024 * 1024
 class Decoder(Protocol[T]):
     """What turns a body's bytes into items; see `penstock.wire`.
 
-    One that knows of items that it had to drop counts them in an attribute, ``dropped``.
+    Attributes:
+        dropped: Items that had begun when the body ended; known after `close`.
     """
 
+    @property
+    def dropped(self) -> int: ...
     def feed(self, data: bytes, /) -> list[T]: ...
     def close(self) -> list[T]: ...
 
@@ -239,9 +242,8 @@ class ItemStream(Generic[T]):
                 if items := decoder.close():
                     yield items
             finally:
-                dropped = getattr(decoder, "dropped", 0)
-                tally.total += dropped
-                tally.failed += dropped
+                tally.total += decoder.dropped
+                tally.failed += decoder.dropped
 
     def _wrong_type(self, response: Response) -> ContentTypeError:
         found = response.content_type or "no content type"
