@@ -1,0 +1,591 @@
+"""One HTTP/1.1 connection, and one exchange at a time on it.
+
+Theory of operation. The socket's transport calls `Connection.data_received`, which hands the bytes to whatever the
+running `Exchange` has set for its phase: the head's, a counted body's, a chunked body's, or all there is. Of a counted
+body no byte is looked at. A body goes one of two ways:
+
+pull   the reader awaits `Exchange.read`; what comes in between is held, and above a bound the socket is not read.
+push   a sink is called with each piece, in the callback that brought it; the sink's owner pauses and resumes.
+
+An exchange ends once. *Complete*: the body's end was seen; the connection goes back to its pool if both sides left it
+in order. *Failed*: the connection is aborted, what had come can still be read, then the error is raised. *Abandoned*:
+the reader closed it first; the connection is aborted.
+
+A timer runs only while we wait for the peer: for its head once the request is sent, for more of the body while a reader
+waits or a sink is open. Whoever stops reading stops the clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import cast
+
+from penstock.engine.framing import MAX_INFORMATIONAL, Framing, Head, ResponseParser
+from penstock.errors import (
+    PenstockError,
+    ProtocolError,
+    ReadError,
+    ReadTimeout,
+    StreamStalled,
+    StreamTruncated,
+    WriteError,
+    WriteTimeout,
+)
+
+HIGH_WATER = 256 * 1024
+CONTINUE_SECONDS = 1.0
+
+Sink = Callable[[bytes], None]
+OnEnd = Callable[[PenstockError | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A request, ready for the wire.
+
+    Attributes:
+        method: In capitals.
+        head: Request line and fields, with the empty line.
+        body: Bytes that go out with the head, or what yields them.
+        length: The body's length; None for a chunked one.
+        expects_continue: Whether the body waits for a 100.
+    """
+
+    method: bytes
+    head: bytes
+    body: bytes | AsyncIterator[bytes] = b""
+    length: int | None = 0
+    expects_continue: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Seconds to wait for each thing; None waits for ever."""
+
+    write: float | None = None
+    first: float | None = None
+    between: float | None = None
+
+
+class Connection(asyncio.Protocol):
+    """A connection; made by `penstock.engine.dial`, kept by `penstock.engine.pool`.
+
+    Attributes:
+        closed: Whether it is of no more use.
+        reused: Whether an exchange has been completed on it.
+        idle_since: The instant of its return to the pool.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.transport: asyncio.Transport = None  # type: ignore[assignment]
+        self.closed = False
+        self.reused = False
+        self.idle_since = 0.0
+        self.on_idle: Callable[[Connection], None] = Connection.abort
+        self.on_closed: Callable[[Connection], None] | None = None
+        self._exchange: Exchange | None = None
+        self._feed: Sink = self._unasked
+        self._writable: asyncio.Future[None] | None = None
+        self._write_paused = False
+        self._gone: asyncio.Future[None] = loop.create_future()
+
+    # -- asyncio's callbacks -------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's are none by inheritance
+
+    def data_received(self, data: bytes) -> None:
+        self._feed(data)
+
+    def eof_received(self) -> bool:
+        if self._exchange is not None:
+            self._exchange.ended(None)
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        aborted = self.closed and error is None
+        self.closed = True
+        self._feed = _ignore
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            # Our own abort must not pass for the peer's close, which would make a body that ends by close look whole.
+            exchange.ended(ConnectionAbortedError() if aborted else error)
+        self._write_paused = False
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+        self._gone.set_result(None)
+        if self.on_closed is not None:
+            self.on_closed(self)
+
+    def pause_writing(self) -> None:
+        self._write_paused = True
+
+    def resume_writing(self) -> None:
+        self._write_paused = False
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+
+    # -- for the exchange ----------------------------------------------------------------------------------------
+
+    def begin(self, exchange: Exchange, feed: Sink) -> None:
+        """Give the connection to an exchange."""
+        self._exchange = exchange
+        self._feed = feed
+
+    def feed_to(self, feed: Sink) -> None:
+        """Change what takes the bytes."""
+        self._feed = feed
+
+    def finish(self, *, reusable: bool) -> None:
+        """Take the connection back: into the pool, or out of the world."""
+        self._exchange = None
+        self._feed = self._unasked
+        if not reusable or self.closed or self.transport.is_closing():
+            self.abort()
+            return
+        self.reused = True
+        self.transport.resume_reading()
+        self.on_idle(self)
+
+    def abort(self) -> None:
+        """Close at once, without sending what is buffered."""
+        self.closed = True
+        self._feed = _ignore
+        if self.transport is not None:
+            self.transport.abort()
+
+    async def gone(self) -> None:
+        """Wait until the socket is closed."""
+        await asyncio.shield(self._gone)
+
+    def write(self, data: bytes) -> None:
+        """Send; never blocks, see `drained`."""
+        self.transport.write(data)
+
+    @property
+    def write_paused(self) -> bool:
+        """Whether the peer is slower than what is written."""
+        return self._write_paused
+
+    async def drained(self, timeout: float | None) -> None:
+        """Wait until more may be written, or the connection is lost.
+
+        Raises:
+            WriteTimeout: The peer takes nothing.
+        """
+        if not self._write_paused:
+            return
+        self._writable = self.loop.create_future()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._writable
+        except TimeoutError:
+            raise WriteTimeout("the server stopped reading the request") from None
+        finally:
+            self._writable = None
+
+    def _unasked(self, data: bytes) -> None:
+        """Bytes that nobody asked for: what is said on this connection can no longer be told apart."""
+        self.abort()
+
+
+def _ignore(data: bytes) -> None:
+    """What comes on a connection that is being closed."""
+
+
+class Exchange:
+    """One request and its response.
+
+    Attributes:
+        received: Body bytes so far.
+        answered: Whether any byte of a response has come.
+        parser: Of the response; its trailers, when the body is complete.
+    """
+
+    def __init__(self, connection: Connection, request: Outgoing, patience: Patience) -> None:
+        self._connection = connection
+        self._loop = connection.loop
+        self._request = request
+        self._patience = patience
+        self.parser = ResponseParser(request.method, self._take)
+        self.received = 0
+        self.answered = False
+        self._head: Head | None = None
+        self._remaining = 0
+        self._surplus = False
+        self._seen = 0
+        self._informational = 0
+        self._head_waiter: asyncio.Future[None] | None = None
+        self._continue: asyncio.Future[None] | None = None
+        self._sender: asyncio.Task[None] | None = None
+        self._sent = False
+        self._chunks: deque[bytes] = deque()
+        self._held = 0
+        self._paused = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._sink: Sink | None = None
+        self._on_end: OnEnd | None = None
+        self._complete = False
+        self._error: PenstockError | None = None
+        self._deadline: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def head(self) -> Head:
+        """The response's head, once `start` has returned."""
+        assert self._head is not None
+        return self._head
+
+    # -- the request ---------------------------------------------------------------------------------------------
+
+    async def start(self) -> Head:
+        """Send the request; return the response's head, which may come before the whole request is sent.
+
+        Cancellation: the connection is aborted.
+
+        Raises:
+            WriteError, WriteTimeout: The request could not be sent.
+            ReadError, ReadTimeout: No answer.
+            ProtocolError, LimitExceeded: The answer is not one.
+            Exception: Whatever the request's own body raised.
+        """
+        self._connection.begin(self, self._feed_head)
+        request = self._request
+        try:
+            self._head_waiter = self._loop.create_future()
+            if isinstance(request.body, bytes):
+                self._connection.write(request.head + request.body if request.body else request.head)
+                self._request_sent()
+            else:
+                self._connection.write(request.head)
+                if request.expects_continue:
+                    self._continue = self._loop.create_future()
+                self._sender = self._loop.create_task(self._send_body(request.body))
+            await self._head_waiter
+        except BaseException:
+            await self.close()
+            raise
+        finally:
+            self._head_waiter = None
+        assert self._head is not None
+        return self._head
+
+    async def _send_body(self, body: AsyncIterator[bytes]) -> None:
+        connection = self._connection
+        timeout = self._patience.write
+        left = self._request.length
+        try:
+            if not await self._continued():
+                return
+            async for piece in body:
+                if not piece:
+                    continue
+                if connection.closed:
+                    raise WriteError("the connection was lost while the request was sent")
+                if left is None:
+                    connection.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+                else:
+                    left -= len(piece)
+                    if left < 0:
+                        raise ProtocolError("the request's body is longer than its Content-Length")
+                    connection.write(piece)
+                if connection.write_paused:
+                    await connection.drained(timeout)
+            if left:
+                raise ProtocolError(f"the request's body ended {left:,} bytes before its Content-Length")
+            if left is None:
+                connection.write(b"0\r\n\r\n")
+            self._request_sent()
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            self._body_failed(error)
+        finally:
+            close = getattr(body, "aclose", None)
+            if close is not None:
+                await close()
+
+    async def _continued(self) -> bool:
+        """Wait for the 100 that was asked for; False when a final answer came in its place: the body is not wanted."""
+        if self._continue is None:
+            return True
+        try:
+            async with asyncio.timeout(CONTINUE_SECONDS):
+                await self._continue
+        except TimeoutError:
+            pass  # a server that does not know the field says nothing
+        finally:
+            self._continue = None
+        return self._head is None
+
+    def _request_sent(self) -> None:
+        self._sent = True
+        if self._complete:
+            self._give_back()
+        elif not self.answered:
+            self._expect(self._patience.first)
+
+    def _body_failed(self, error: Exception) -> None:
+        """The request's body could not be produced or sent."""
+        if isinstance(error, WriteError) and self._connection.closed:
+            return  # what the connection's end means for the answer has been said by `ended`
+        if self._head_waiter is not None and not self._head_waiter.done():
+            self._head_waiter.set_exception(error)  # whatever it is: it is the caller's own
+            self._error = WriteError("the request's body failed")
+            self._connection.abort()
+            return
+        self._fail(error if isinstance(error, PenstockError) else WriteError(f"the request's body failed: {error}"))
+
+    # -- the head ------------------------------------------------------------------------------------------------
+
+    def _feed_head(self, data: bytes) -> None:
+        self.answered = True
+        try:
+            rest = self.parser.feed_head(data)
+            while rest is not None and 100 <= self.parser.head.status < 200 and self.parser.head.status != 101:
+                rest = self._informed(rest)
+        except PenstockError as error:
+            self._fail(error)
+            return
+        if rest is None:
+            return
+        self._head = head = self.parser.head
+        self._expect(None)
+        if self._head_waiter is not None and not self._head_waiter.done():
+            self._head_waiter.set_result(None)
+        if self._continue is not None and not self._continue.done():
+            self._continue.set_result(None)
+        self._begin_body(head, rest)
+
+    def _informed(self, rest: bytes) -> bytes | None:
+        """A 1xx has come: another head follows."""
+        self._informational += 1
+        if self._informational > MAX_INFORMATIONAL:
+            raise ProtocolError("the server sends one 1xx after another")
+        if self._continue is not None and not self._continue.done():
+            self._continue.set_result(None)
+        self.parser = ResponseParser(self._request.method, self._take)
+        return self.parser.feed_head(rest) if rest else None
+
+    def _begin_body(self, head: Head, rest: bytes) -> None:
+        match head.framing:
+            case Framing.NONE:
+                self._finish(surplus=bool(rest))
+                return
+            case Framing.LENGTH:
+                self._remaining = head.length
+                feed = self._feed_counted
+                if not head.length:
+                    self._finish(surplus=bool(rest))
+                    return
+            case Framing.CHUNKED:
+                feed = self._feed_chunked
+            case _:
+                feed = self._take
+        self._connection.feed_to(feed)
+        if rest:
+            feed(rest)
+
+    # -- the body, as it comes -----------------------------------------------------------------------------------
+
+    def _feed_counted(self, data: bytes) -> None:
+        left = self._remaining - len(data)
+        if left > 0:
+            self._remaining = left
+            self._take(data)
+            return
+        self._take(data[: self._remaining] if left else data)
+        self._remaining = 0
+        self._finish(surplus=left < 0)
+
+    def _feed_chunked(self, data: bytes) -> None:
+        try:
+            complete = self.parser.feed_chunked(data)
+        except PenstockError as error:
+            self._fail(error)
+            return
+        if complete:
+            self._finish(surplus=self.parser.surplus)
+
+    def _take(self, data: bytes) -> None:
+        self.received += len(data)
+        if self._sink is not None:
+            self._sink(data)
+            return
+        self._chunks.append(data)
+        self._held += len(data)
+        waiter = self._waiter
+        if waiter is not None:
+            self._waiter = None
+            if not waiter.done():
+                waiter.set_result(None)
+        elif self._held > HIGH_WATER and not self._paused:
+            self.pause()
+
+    def ended(self, error: Exception | None) -> None:
+        """The connection has ended: the peer closed it (None) or it was lost."""
+        if self._complete or self._error is not None:
+            return
+        if self._head is None:
+            self._fail(ReadError("the connection was lost" if error else "the server closed the connection"))
+        elif self._head.framing in (Framing.CLOSE, Framing.TUNNEL) and error is None:
+            self._finish(surplus=False)
+        else:
+            how = "was lost" if error else "was closed"
+            missing = f", {self._remaining:,} short of its length" if self._remaining else ""
+            self._fail(StreamTruncated(f"the connection {how} after {self.received:,} bytes of the body{missing}"))
+
+    def _finish(self, *, surplus: bool) -> None:
+        self._complete = True
+        self._surplus = surplus
+        self._expect(None)
+        self._wake()
+        if self._sent:
+            self._give_back()
+        elif self._sender is None or self._sender.done() or not self.head.keep_alive or self.head.status >= 300:
+            # An answer that does not wait for the rest of the request does not want it.
+            self._stop_sending()
+            self._connection.finish(reusable=False)
+
+    def _give_back(self) -> None:
+        self._connection.finish(reusable=self.head.keep_alive and not self._surplus)
+
+    def _fail(self, error: PenstockError) -> None:
+        if self._complete or self._error is not None:
+            return
+        self._error = error
+        self._expect(None)
+        self._stop_sending()
+        if self._head_waiter is not None and not self._head_waiter.done():
+            self._head_waiter.set_exception(error)
+        self._connection.abort()
+        self._wake()
+
+    def _wake(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+        if self._on_end is not None:
+            on_end, self._on_end, self._sink = self._on_end, None, None
+            on_end(self._error)
+
+    def _stop_sending(self) -> None:
+        if self._sender is not None and not self._sender.done():
+            self._sender.cancel()
+
+    # -- pull ----------------------------------------------------------------------------------------------------
+
+    async def read(self) -> bytes:
+        """The next piece of the body; b"" at its end.
+
+        Cancellation: nothing is lost; the next call gets what came.
+
+        Raises:
+            StreamTruncated, StreamStalled, ProtocolError: The body broke; after all that had come was read.
+        """
+        chunks = self._chunks
+        if not chunks:
+            if self._complete:
+                return b""
+            if self._error is not None:
+                raise self._error
+            if self._paused:
+                self.resume()
+            self._waiter = waiter = self._loop.create_future()
+            self._expect(self._patience.between)
+            try:
+                await waiter
+            finally:
+                self._waiter = None
+                self._deadline = None
+            if not chunks:
+                return await self.read()
+        data = chunks.popleft()
+        self._held -= len(data)
+        if self._paused and not self._held:
+            self.resume()
+        return data
+
+    # -- push ----------------------------------------------------------------------------------------------------
+
+    def push(self, sink: Sink, on_end: OnEnd) -> None:
+        """Call the sink with each piece from now on, in the callback that brings it; then on_end, once.
+
+        Both are called from the event loop and must not raise or block.
+        """
+        while self._chunks:
+            sink(self._chunks.popleft())
+        self._held = 0
+        if self._complete or self._error is not None:
+            on_end(self._error)
+            return
+        self._sink, self._on_end = sink, on_end
+        if self._paused:
+            self.resume()
+        self._expect(self._patience.between)
+
+    def pause(self) -> None:
+        """Stop reading the socket; the timer stands still."""
+        self._paused = True
+        self._deadline = None
+        if not self._connection.closed:
+            self._connection.transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read the socket again."""
+        self._paused = False
+        if not self._connection.closed:
+            self._connection.transport.resume_reading()
+        if self._sink is not None:
+            self._expect(self._patience.between)
+
+    # -- time ----------------------------------------------------------------------------------------------------
+
+    def _expect(self, seconds: float | None) -> None:
+        """Start, or with None stop, waiting for the peer. One timer serves them all: it looks when it goes off."""
+        if seconds is None:
+            self._deadline = None
+            return
+        self._deadline = self._loop.time() + seconds
+        if self._timer is None:
+            self._timer = self._loop.call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._deadline is None or self._complete or self._error is not None:
+            return
+        if self._sink is not None and self.received != self._seen:
+            # Pushed bytes do not move the deadline, for that would cost a look at the clock per piece: here it moves.
+            self._seen = self.received
+            self._expect(self._patience.between)
+            return
+        left = self._deadline - self._loop.time()
+        if left > 0:
+            self._timer = self._loop.call_later(left, self._look)
+        elif self._head is not None:
+            self._fail(StreamStalled(f"the stream went silent after {self.received:,} bytes"))
+        else:
+            self._fail(ReadTimeout("no response in time"))
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """Let go: of a complete exchange nothing is left to do, any other aborts its connection."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._complete and self._sent:
+            return
+        if not self._complete and self._error is None:
+            self._error = StreamTruncated("the exchange was closed before its end")
+            self._connection.abort()
+        elif not self._sent:
+            self._connection.abort()
+        sender = self._sender
+        if sender is not None and not sender.done():
+            sender.cancel()
+            await asyncio.wait({sender})

@@ -1,0 +1,174 @@
+"""A connection to a host: names resolved, addresses raced, TLS agreed.
+
+Happy eyeballs: the addresses are tried in turn, IPv6 and IPv4 alternating, each a quarter of a second after the one
+before or at once when that one failed; the first that answers wins and the others are dropped.
+
+Source:
+    RFC 8305
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import itertools
+import os
+import socket
+import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from penstock.engine.connection import Connection
+from penstock.errors import ConnectError, ConnectTimeout
+
+STAGGER_SECONDS = 0.25
+
+Address = tuple[int, int, int, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a connection is to; connections to equal ones are interchangeable.
+
+    Attributes:
+        host: Name or address, without brackets.
+        port: The port.
+        tls: The TLS settings, or None for plaintext.
+        server_name: The name that TLS asks for and checks.
+        path: Of a Unix socket, in the place of host and port.
+    """
+
+    host: str
+    port: int
+    tls: ssl.SSLContext | None = None
+    server_name: str | None = None
+    path: str | None = None
+
+
+async def dial(origin: Origin, timeout: float | None, local_address: str | None = None) -> Connection:
+    """Connect.
+
+    Cancellation: every attempt under way is closed.
+
+    Raises:
+        ConnectTimeout: Not within the timeout.
+        ConnectError: Refused, unknown, unreachable, or no TLS; see its reason.
+    """
+    try:
+        async with asyncio.timeout(timeout):
+            return await _connect(origin, local_address)
+    except TimeoutError:
+        raise ConnectTimeout("no connection in time", reason="timeout") from None
+    except ssl.SSLCertVerificationError as error:
+        raise ConnectError(f"its certificate cannot be trusted: {error.verify_message}", reason="tls") from error
+    except ssl.SSLError as error:
+        raise ConnectError(f"no TLS connection: {error.reason or error}", reason="tls") from error
+    except socket.gaierror as error:
+        raise ConnectError(f"there is no host {origin.host!r}", reason="dns") from error
+    except UnicodeError as error:
+        raise ConnectError(f"{origin.host!r} is no host name", reason="dns") from error
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno else str(error) or "no connection"
+        raise ConnectError(why, reason=_reason(error)) from error
+
+
+def _reason(error: OSError) -> str:
+    match error.errno:
+        case errno.ECONNREFUSED | errno.ENOENT:
+            return "refused"
+        case errno.ECONNRESET | errno.EPIPE | errno.ECONNABORTED:
+            return "reset"
+        case errno.ENETUNREACH | errno.EHOSTUNREACH | errno.EADDRNOTAVAIL | errno.EHOSTDOWN | errno.ENETDOWN:
+            return "unreachable"
+        case errno.ETIMEDOUT:
+            return "timeout"
+        case _:
+            return "other"
+
+
+async def _connect(origin: Origin, local_address: str | None) -> Connection:
+    loop = asyncio.get_running_loop()
+
+    def protocol() -> Connection:
+        return Connection(loop)
+
+    server_name = (origin.server_name or origin.host) if origin.tls else None
+    if origin.path is not None:
+        _, connection = await loop.create_unix_connection(
+            protocol, origin.path, ssl=origin.tls, server_hostname=server_name
+        )
+        return connection
+    addresses = await loop.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
+    sock = await _race(loop, _alternating(addresses), local_address)
+    try:
+        _, connection = await loop.create_connection(protocol, sock=sock, ssl=origin.tls, server_hostname=server_name)
+    except BaseException:
+        sock.close()
+        raise
+    return connection
+
+
+def _alternating(found: Sequence[tuple[Any, ...]]) -> list[Address]:
+    """The addresses with their families in turn, the resolver's favourite first."""
+    by_family: dict[int, list[Address]] = {}
+    for family, kind, protocol, _, address in found:
+        by_family.setdefault(family, []).append((family, kind, protocol, address))
+    turns = itertools.zip_longest(*by_family.values())
+    return [address for turn in turns for address in turn if address is not None]
+
+
+async def _race(loop: asyncio.AbstractEventLoop, addresses: list[Address], local: str | None) -> socket.socket:
+    if len(addresses) == 1:
+        return await _socket_to(loop, addresses[0], local)
+    waiting = addresses[::-1]
+    attempts: set[asyncio.Task[socket.socket]] = set()
+    failure: OSError | None = None
+    won: socket.socket | None = None
+    try:
+        while won is None and (waiting or attempts):
+            if waiting:
+                attempts.add(loop.create_task(_socket_to(loop, waiting.pop(), local)))
+            done, attempts = await asyncio.wait(
+                attempts, timeout=STAGGER_SECONDS if waiting else None, return_when=asyncio.FIRST_COMPLETED
+            )
+            for attempt in done:
+                error = attempt.exception()
+                if error is None:
+                    if won is None:
+                        won = attempt.result()
+                    else:
+                        attempt.result().close()
+                elif isinstance(error, OSError):
+                    failure = failure or error
+                else:
+                    raise error
+    finally:
+        for attempt in attempts:
+            attempt.cancel()
+        for attempt in attempts:
+            attempt.add_done_callback(_dropped)
+    if won is None:
+        raise failure or OSError(errno.EHOSTUNREACH, "the name has no address")
+    return won
+
+
+def _dropped(attempt: asyncio.Task[socket.socket]) -> None:
+    """An attempt that was not needed: close what it may have opened all the same."""
+    if not attempt.cancelled() and attempt.exception() is None:
+        attempt.result().close()
+
+
+async def _socket_to(loop: asyncio.AbstractEventLoop, address: Address, local: str | None) -> socket.socket:
+    family, kind, protocol, where = address
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if local is not None:
+            sock.bind((local, 0))
+        await loop.sock_connect(sock, where)
+    except BaseException:
+        sock.close()
+        raise
+    return sock

@@ -1,0 +1,331 @@
+"""The engine as an httpx2 transport: a drop-in for httpx2's own.
+
+What httpx2 gives and wants is known here and nowhere else in the engine: its requests, its timeouts, its trace, its
+exceptions. The engine's own errors stay as the cause of what is raised.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self
+from urllib.request import getproxies, proxy_bypass
+
+import httpx2
+
+from penstock.engine.connection import Connection, Exchange, Outgoing, Patience
+from penstock.engine.dial import Origin
+from penstock.engine.framing import Framing
+from penstock.engine.pool import Pool, PoolTimeout
+from penstock.errors import (
+    ConnectError,
+    ConnectTimeout,
+    LimitExceeded,
+    PenstockError,
+    ProtocolError,
+    ReadError,
+    ReadTimeout,
+    StreamStalled,
+    StreamTruncated,
+    TransportError,
+    WriteError,
+    WriteTimeout,
+)
+
+IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"})
+
+
+class Transport(httpx2.AsyncBaseTransport):
+    """An HTTP/1.1 transport for `httpx2.AsyncClient(transport=penstock.Transport())`, and for what is built on it.
+
+    Redirects, auth, cookies and event hooks stay httpx2's. The proxy variables of the environment are honoured: such
+    requests are handed to httpx2's own transport.
+
+    Args:
+        verify: The TLS settings; True for the system's certificates, False to check nothing.
+        limits: httpx2's limits; by default 1,000 idle connections for 90 s and no bound on busy ones.
+        trust_env: Whether SSL_CERT_FILE, SSL_CERT_DIR and the proxy variables count.
+        uds: A Unix socket to connect to, whatever the URL's host.
+        local_address: What to connect from.
+    """
+
+    def __init__(
+        self,
+        *,
+        verify: ssl.SSLContext | bool = True,
+        limits: httpx2.Limits | None = None,
+        max_idle_per_host: int | None = None,
+        trust_env: bool = True,
+        uds: str | None = None,
+        local_address: str | None = None,
+    ) -> None:
+        limits = limits or httpx2.Limits(max_connections=None, max_keepalive_connections=1000, keepalive_expiry=90.0)
+        most_idle = limits.max_keepalive_connections
+        self._pool = Pool(
+            max_connections=limits.max_connections,
+            max_idle=10_000 if most_idle is None else most_idle,
+            max_idle_per_host=max_idle_per_host,
+            idle_timeout=limits.keepalive_expiry,
+            local_address=local_address,
+        )
+        self._verify = verify
+        self._limits = limits
+        self._trust_env = trust_env
+        self._uds = uds
+        self._tls: ssl.SSLContext | None = None
+        self._proxied: dict[str, httpx2.AsyncHTTPTransport] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc_value: BaseException | None = None,
+        traceback: TracebackType | None = None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        await self._pool.aclose()
+        for transport in self._proxied.values():
+            await transport.aclose()
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Send a request; return its response with the body still to come.
+
+        Cancellation: the connection is closed.
+
+        Raises:
+            httpx2.TransportError: Of the kind that httpx2's own transport raises; the cause is the engine's error.
+        """
+        if self._trust_env and self._uds is None and (proxy := _proxy_for(request.url)) is not None:
+            return await self._through(proxy).handle_async_request(request)
+        with _as_httpx2():
+            exchange, http_stream = await self._exchange(request)
+        head = exchange.head
+        return httpx2.Response(
+            status_code=head.status,
+            headers=head.headers,
+            stream=_Body(exchange),
+            extensions={
+                "http_version": b"HTTP/" + head.version.encode(),
+                "reason_phrase": head.reason,
+                "network_stream": http_stream,
+            },
+        )
+
+    async def _exchange(self, request: httpx2.Request) -> tuple[Exchange, _NetworkStream]:
+        timeouts = request.extensions.get("timeout", {})
+        origin = self._origin(request)
+        outgoing, replayable = await _outgoing(request)
+        trace = _Trace(request.extensions.get("trace"))
+        fresh = False
+        while True:
+            async with trace("connection.connect_tcp"):
+                connection = await self._pool.acquire(
+                    origin,
+                    connect_timeout=timeouts.get("connect"),
+                    pool_timeout=timeouts.get("pool"),
+                    fresh=fresh,
+                )
+            patience = Patience(timeouts.get("write"), timeouts.get("read"), timeouts.get("read"))
+            exchange = Exchange(connection, outgoing, patience)
+            reused = connection.reused
+            try:
+                async with trace("http11.receive_response_headers"):
+                    await exchange.start()
+            except (ReadError, WriteError) as error:
+                # A connection that died while it was idle: the server closed it before it saw any of this.
+                died_idle = reused and not exchange.answered and not isinstance(error, TimeoutError)
+                if not (died_idle and replayable and outgoing.method in IDEMPOTENT):
+                    raise
+                fresh = True
+                continue
+            return exchange, _NetworkStream(connection, exchange)
+
+    def _origin(self, request: httpx2.Request) -> Origin:
+        url = request.url
+        if url.scheme not in ("http", "https"):
+            raise httpx2.UnsupportedProtocol(f"the scheme {url.scheme!r} is not spoken here", request=request)
+        if not url.host:
+            raise httpx2.UnsupportedProtocol("the URL has no host", request=request)
+        secure = url.scheme == "https"
+        host = url.raw_host.decode("ascii").strip("[]")
+        return Origin(
+            host,
+            url.port or (443 if secure else 80),
+            self._tls_settings() if secure else None,
+            request.extensions.get("sni_hostname") if secure else None,
+            self._uds,
+        )
+
+    def _tls_settings(self) -> ssl.SSLContext:
+        if self._tls is None:
+            if isinstance(self._verify, ssl.SSLContext):
+                self._tls = self._verify
+            else:
+                self._tls = httpx2.create_ssl_context(verify=self._verify, trust_env=self._trust_env)
+                self._tls.set_alpn_protocols(["http/1.1"])
+        return self._tls
+
+    def _through(self, proxy: str) -> httpx2.AsyncHTTPTransport:
+        if proxy not in self._proxied:
+            self._proxied[proxy] = httpx2.AsyncHTTPTransport(
+                verify=self._verify, limits=self._limits, trust_env=self._trust_env, proxy=proxy
+            )
+        return self._proxied[proxy]
+
+
+async def _outgoing(request: httpx2.Request) -> tuple[Outgoing, bool]:
+    """The request for the wire, and whether it can be sent a second time."""
+    method = request.method.encode("ascii")
+    target = request.extensions.get("target", request.url.raw_path)
+    head = [b"%b %b HTTP/1.1\r\n" % (method, target)]
+    length: int | None = 0
+    expects = False
+    for name, value in request.headers.raw:
+        _check(name, value)
+        head.append(b"%b: %b\r\n" % (name, value))
+        lowered = name.lower()
+        if lowered == b"content-length":
+            length = int(value)
+        elif lowered == b"transfer-encoding":
+            length = None
+        elif lowered == b"expect":
+            expects = value.lower() == b"100-continue"
+    head.append(b"\r\n")
+    if _UNSAFE & set(target) or _UNSAFE & set(method):
+        raise httpx2.LocalProtocolError(f"the request target {target!r} holds a character that no request line may")
+    assert isinstance(request.stream, httpx2.AsyncByteStream)
+    if length == 0 or isinstance(request.stream, httpx2.ByteStream):
+        body = b"".join([piece async for piece in request.stream])
+        if length is not None and len(body) != length:
+            raise httpx2.LocalProtocolError(f"the body has {len(body)} bytes, and its Content-Length says {length}")
+        if length is None:
+            body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n"
+        if not expects:
+            return Outgoing(method, b"".join(head), body), True
+    return Outgoing(method, b"".join(head), aiter(request.stream), length, expects), False
+
+
+_UNSAFE = frozenset(range(33)) | {127}
+_UNSAFE_VALUE = frozenset(range(32)) - {9} | {127}
+_TOKEN = frozenset(b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
+
+
+def _check(name: bytes, value: bytes) -> None:
+    if not name or not _TOKEN.issuperset(name):
+        raise httpx2.LocalProtocolError(f"illegal header name {name!r}")
+    if not _UNSAFE_VALUE.isdisjoint(value):
+        raise httpx2.LocalProtocolError(f"illegal character in the header {name.decode()}: {value[:80]!r}")
+
+
+class _Body(httpx2.AsyncByteStream):
+    """A response's body, pulled."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self.exchange = exchange
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        read = self.exchange.read
+        try:
+            with _as_httpx2():
+                while data := await read():
+                    yield data
+        except BaseException:
+            await self.exchange.close()
+            raise
+
+    async def aclose(self) -> None:
+        await self.exchange.close()
+
+
+class _NetworkStream:
+    """What httpx2 calls the network stream: facts about the connection, and the raw bytes of an upgraded one."""
+
+    def __init__(self, connection: Connection, exchange: Exchange) -> None:
+        self._connection = connection
+        self._exchange = exchange
+
+    def get_extra_info(self, info: str) -> Any:
+        known = {"client_addr": "sockname", "server_addr": "peername", "socket": "socket", "ssl_object": "ssl_object"}
+        return self._connection.transport.get_extra_info(known[info]) if info in known else None
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        if self._exchange.head.framing is not Framing.TUNNEL:
+            raise httpx2.ReadError("the connection was not upgraded")
+        with _as_httpx2():
+            return await self._exchange.read()
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        with _as_httpx2():
+            self._connection.write(buffer)
+            await self._connection.drained(timeout)
+
+    async def aclose(self) -> None:
+        await self._exchange.close()
+
+
+class _Trace:
+    """httpx2's trace extension: an async callback told of the beginning and the end of each step."""
+
+    def __init__(self, callback: Any) -> None:
+        self._callback = callback
+        self._name = ""
+
+    def __call__(self, name: str) -> Self:
+        self._name = name
+        return self
+
+    async def __aenter__(self) -> None:
+        if self._callback is not None:
+            await self._callback(f"{self._name}.started", {})
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._callback is not None:
+            if error is None:
+                await self._callback(f"{self._name}.complete", {"return_value": None})
+            else:
+                await self._callback(f"{self._name}.failed", {"exception": error})
+
+
+_MAPPED: list[tuple[type[PenstockError], type[httpx2.TransportError]]] = [
+    (ConnectTimeout, httpx2.ConnectTimeout),
+    (ConnectError, httpx2.ConnectError),
+    (PoolTimeout, httpx2.PoolTimeout),
+    (ReadTimeout, httpx2.ReadTimeout),
+    (StreamStalled, httpx2.ReadTimeout),
+    (WriteTimeout, httpx2.WriteTimeout),
+    (WriteError, httpx2.WriteError),
+    (ReadError, httpx2.ReadError),
+    (StreamTruncated, httpx2.RemoteProtocolError),
+    (ProtocolError, httpx2.RemoteProtocolError),
+    (LimitExceeded, httpx2.RemoteProtocolError),
+    (TransportError, httpx2.ReadError),
+]
+
+
+@contextmanager
+def _as_httpx2() -> Iterator[None]:
+    try:
+        yield
+    except PenstockError as error:
+        for ours, theirs in _MAPPED:
+            if isinstance(error, ours):
+                raise theirs(str(error)) from error
+        raise
+
+
+def _proxy_for(url: httpx2.URL) -> str | None:
+    """The environment's proxy for a URL, as urllib understands the variables."""
+    proxies = getproxies()
+    proxy = proxies.get(url.scheme) or proxies.get("all")
+    if not proxy or proxy_bypass(url.host):
+        return None
+    return proxy if "://" in proxy else f"http://{proxy}"
