@@ -8,7 +8,7 @@ import pytest
 
 from penstock.origin import OriginError, app
 from penstock.testing import serve
-from tests.origin.raw import ask, connected, request, until
+from tests.raw import ask, connected, request, until
 
 pytestmark = pytest.mark.anyio
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+import os
 import time
 import tracemalloc
 from pathlib import Path
@@ -59,6 +61,21 @@ async def test_pieces_are_of_one_size_from_the_start_on() -> None:
     assert b"".join(pieces) == WHOLE[7:]
     assert {len(piece) for piece in pieces[:-1]} == {PIECE}
     assert 0 < len(pieces[-1]) <= PIECE
+
+
+async def test_others_have_their_turn_between_the_pieces() -> None:
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(other())
+    pieces = [len(piece) async for piece in Lines(12_345).pieces(0, len(WHOLE))]
+    task.cancel()
+    assert turns >= len(pieces) - 1 >= 2
 
 
 def test_a_far_offset_costs_what_a_near_one_costs() -> None:
@@ -127,8 +144,6 @@ async def test_a_file_that_shrinks_breaks_off(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["missing", "directory", "fifo"])
 def test_what_is_no_file_is_refused(tmp_path: Path, kind: str) -> None:
-    import os
-
     path = tmp_path / "it"
     if kind == "directory":
         path.mkdir()

@@ -11,7 +11,7 @@ from starlette.datastructures import QueryParams
 from starlette.types import Message, Receive, Scope, Send
 
 from penstock.origin.exchange import Refusal, Stream, Watch, seconds, whole
-from tests.origin.raw import until
+from tests.raw import until
 
 pytestmark = pytest.mark.anyio
 

@@ -15,7 +15,7 @@ from starlette.types import Message, Scope
 
 from penstock.origin import FaultInjected, app
 from penstock.origin.faults import CHUNK
-from tests.origin.raw import FORM, Answer, ask, connected, form, read_answer, request, until
+from tests.raw import FORM, Answer, ask, connected, form, read_answer, request, until
 
 pytestmark = pytest.mark.anyio
 
@@ -65,11 +65,18 @@ async def test_a_file_is_cut_at_64_kib_pieces(url: str) -> None:
 
 
 async def test_what_was_sent_before_the_reset_arrives_however_slow_the_reader(url: str) -> None:
-    async with connected(url) as (reader, writer):
-        writer.write(request("/file?cut_after=400"))
-        await asyncio.sleep(0.5)
-        answer = await read_answer(reader)
-    assert (answer.reset, len(answer.body)) == (True, 400 * CHUNK)
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # so that most of it waits at the server's end
+        sock.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(sock, ("127.0.0.1", int(url.rpartition(":")[2])))
+        await loop.sock_sendall(sock, request("/file?cut_after=3"))
+        await asyncio.sleep(0.3)
+        received = b""
+        with pytest.raises(ConnectionResetError):
+            while True:
+                received += await loop.sock_recv(sock, 65536)
+    assert len(received.partition(b"\r\n\r\n")[2]) == 3 * CHUNK
 
 
 @pytest.mark.parametrize(("target", "method", "body"), SIZED[1:])

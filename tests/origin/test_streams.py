@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from penstock.wire.sse import Decoder, Event
-from tests.origin.raw import Answer, ask, connected, request, until
+from tests.raw import Answer, ask, connected, request, until
 
 pytestmark = pytest.mark.anyio
 

@@ -13,7 +13,7 @@ import pytest
 
 from penstock.origin import Limits, app
 from penstock.testing import serve
-from tests.origin.raw import FORM, Answer, ask, connected, form, read_answer, request, until
+from tests.raw import FORM, Answer, ask, connected, form, read_answer, request, until
 
 pytestmark = pytest.mark.anyio
 
@@ -216,6 +216,13 @@ async def test_too_large_a_body_is_413_while_it_is_still_being_sent(tmp_path: Pa
         assert (answer.status, answer.headers["connection"]) == (413, "close")
         assert "max_body_bytes" in answer.body.decode()
     assert not list(tmp_path.iterdir())
+
+
+async def test_what_never_comes_to_a_boundary_is_refused_while_it_is_still_being_sent(url: str) -> None:
+    async with connected(url) as (reader, writer):
+        writer.write(request("/upload", "POST", FORM, length=1 << 30) + b"\r\n" * 100_000)
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+    assert head.startswith(b"HTTP/1.1 400 ")
 
 
 async def test_expect_is_answered_only_when_the_body_is_wanted(url: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 from penstock.errors import PenstockError, StreamTruncated
 from penstock.server import Server, bind, bound_to
 from penstock.testing import serve
-from tests.origin.raw import ask, connected, read_answer, request, until
+from tests.raw import ask, connected, read_answer, request, until
 
 pytestmark = pytest.mark.anyio
 

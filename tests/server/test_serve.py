@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.origin.raw import connected, read_answer, request
+from tests.raw import connected, read_answer, request
 
 pytestmark = pytest.mark.anyio
 
@@ -98,6 +98,14 @@ async def test_a_signal_ends_it_quietly_with_its_exit_code(sig: signal.Signals, 
         assert await server.code() == code
         assert server.output == ["app stopping", "app stopped"]
         assert server.errors == ""
+
+
+async def test_the_applications_own_end_is_waited_for() -> None:
+    async with program(shutdown="await asyncio.sleep(0.3)") as server:
+        await server.line()
+        server.signal(signal.SIGTERM)
+        assert await server.code() == 143
+        assert server.output == ["app stopping", "app stopped"]
 
 
 async def test_a_running_stream_gets_its_grace() -> None:

@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 from penstock.errors import PenstockError
 from penstock.testing import serve
-from tests.origin.raw import ask, connected, request
+from tests.raw import ask, connected, request
 
 pytestmark = pytest.mark.anyio
 
