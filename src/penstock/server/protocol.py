@@ -1,132 +1,413 @@
-"""uvicorn's HTTP/1.1 protocol, with what Penstock's servers add to it.
+"""One connection of a server: requests read strictly, one response at a time, a reader's leaving never missed.
 
-Two things are added here:
+Theory of operation. What comes from the socket goes to whatever takes it in the connection's phase:
 
-* every line that uvicorn logs about a request says which request, and a failure that has a name is one line, not a
-  traceback (:class:`RequestLog`);
-* on request (:class:`RawProtocol`), an ASGI extension, ``scope["extensions"]["penstock.connection"]``, through which
-  an application can break its own connection. The sample servers fail on purpose with it; nothing else should use it.
+==========  =====================================================  ==============================================
+phase       takes the bytes                                        then
+==========  =====================================================  ==============================================
+head        collects a head, within its limit and its deadline     the application starts; body, or ahead
+body        gives them to the request's cycle; above a bound the   ahead, at its end
+            socket is not read until the application takes some
+ahead       keeps them, the next request's, within a bound,        head, once the response is complete
+            while the response is under way
+discard     throws away the rest of a body that nobody read,       head; or close, past the bound
+            within a bound, so that the answer can be read
+closing     throws them away                                       (nothing)
+==========  =====================================================  ==============================================
 
-The parser, the framing and the flow control are uvicorn's.
+In the phase *ahead* the socket is read on, because a connection that is not read does not tell that its other side has
+left. A reader that shuts down its sending side counts as one that left.
+
+One timer serves all deadlines: it looks when it goes off.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import socket
-import struct
-import sys
+import json
+import time
+from collections.abc import Callable
+from email.utils import formatdate
+from http import HTTPStatus
 from typing import Any, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn import Config
+from uvicorn.server import ServerState
 
-from penstock.errors import PenstockError
+from penstock.server.cycle import Cycle
+from penstock.server.direct import EXTENSION as DIRECT
+from penstock.server.direct import DirectWriter
+from penstock.server.log import logger
+from penstock.server.raw import EXTENSION as RAW
+from penstock.server.raw import Connection
+from penstock.server.request import MAX_HEAD_BYTES, ChunkedBody, Rejected, read_head
 
-if sys.platform != "win32":
-    import fcntl
-    import termios
-
-logger = logging.getLogger("penstock.server")
-_connections = logging.getLogger("penstock.server.connection")
-_connections.addFilter(
-    lambda record: "WebSocket" not in record.msg and "upgrade" not in record.msg
-)  # ignored, silently
-
-EXTENSION = "penstock.connection"
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER on, for 0 seconds: close() sends RST and drops what is unsent
-_TCP_ESTABLISHED = 1
-
-
-class Connection:
-    """The connection beneath a request, to be broken on purpose."""
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self._socket = cast("socket.socket", transport.get_extra_info("socket"))
-
-    def abort(self) -> None:
-        """Reset the connection (RST). What was not yet acknowledged by the peer is lost: see :meth:`unsent`."""
-        if not self._transport.is_closing():
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-            self._transport.abort()
-
-    def close(self) -> None:
-        """End the connection cleanly (FIN), after what is buffered; HTTP's own end is not written."""
-        self._transport.close()
-
-    def write(self, raw: bytes) -> None:
-        """Put bytes on the wire as they stand, outside HTTP's framing."""
-        self._transport.write(raw)
-
-    def unsent(self) -> int:
-        """Bytes that the peer has not acknowledged yet, ours and the kernel's."""
-        if self._transport.is_closing():
-            return 0
-        ours = self._transport.get_write_buffer_size()
-        if sys.platform == "win32":
-            return ours
-        waiting = fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
-        return ours + int(struct.unpack("i", waiting)[0])
-
-    def left(self) -> bool:
-        """Whether the peer has closed its side, told even while nothing is read from it (Linux; elsewhere False)."""
-        if self._transport.is_closing():
-            return True
-        if not hasattr(socket, "TCP_INFO"):
-            return False
-        return self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != _TCP_ESTABLISHED
+HEAD_SECONDS = 30.0
+BODY_SECONDS = 60.0
+KEEP_ALIVE_SECONDS = 75.0
+LINGER_SECONDS = 2.0
+MAX_AHEAD_BYTES = 64 * 1024
+MAX_DISCARDED_BYTES = 16 * 1024 * 1024
 
 
-class RequestLog(logging.LoggerAdapter[logging.Logger]):
-    """A request's log lines: which request, then what happened; a traceback only for what nobody foresaw."""
+class HttpProtocol(asyncio.Protocol):
+    """A connection, with the constructor that uvicorn's server calls."""
 
-    def __init__(self, method: str, target: bytes) -> None:
-        super().__init__(logger)
-        self._request = f"{method} {target.decode('ascii', 'backslashreplace')}"
+    raw_connection = False
 
-    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
-        text = (str(msg) % args if args else str(msg)).rstrip()
-        error = kwargs.get("exc_info")
-        if isinstance(error, BaseException):
-            foreseen = _foreseen(error)
-            if foreseen is not None:
-                del kwargs["exc_info"]
-            text = foreseen or "the application failed"
-        elif "without completing response" in text:
-            text = "the application left the response unfinished; the connection is closed"
-        self.logger.log(level, "%s: %s", self._request, text, **kwargs)
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        self.loop = _loop or asyncio.get_running_loop()
+        self.transport: asyncio.Transport = None  # type: ignore[assignment]
+        self._config = config
+        self._app = config.loaded_app
+        self._state = server_state
+        self._app_state = app_state
+        self._cycle: Cycle | None = None
+        self._feed: Callable[[bytes], None] = self._feed_head
+        self._held = bytearray()
+        self._searched = 0
+        self._left = 0
+        self._discarded = 0
+        self._chunks: ChunkedBody | None = None
+        self._reading = True
+        self._stopping = False
+        self._deadline: float | None = None
+        self._on_deadline: Callable[[], None] = self._close
+        self._timer: asyncio.TimerHandle | None = None
+        self._addresses: dict[str, Any] = {}
+
+    # -- asyncio's callbacks -------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        self._state.connections.add(cast("Any", self))
+        self._addresses = {
+            "server": _address(transport.get_extra_info("sockname")),
+            "client": _address(transport.get_extra_info("peername")),
+            "scheme": "https" if transport.get_extra_info("sslcontext") else "http",
+        }
+        self._expect(HEAD_SECONDS, self._close)
+
+    def data_received(self, data: bytes) -> None:
+        self._feed(data)
+
+    def eof_received(self) -> bool:
+        self._reader_left()
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._state.connections.discard(cast("Any", self))
+        self._feed = _ignore
+        self._expect(None)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._reader_left()
+
+    def pause_writing(self) -> None:
+        if self._cycle is not None:
+            self._cycle.pause()
+
+    def resume_writing(self) -> None:
+        if self._cycle is not None:
+            self._cycle.resume()
+
+    def _reader_left(self) -> None:
+        if self._cycle is not None and not self._cycle.complete:
+            self._cycle.reader_left()
+
+    # -- the server's --------------------------------------------------------------------------------------------
+
+    def shutdown(self) -> None:
+        """The server is stopping: close once the running response is complete."""
+        self._stopping = True
+        if self._cycle is None or self._cycle.complete:
+            self._close()
+        else:
+            self._cycle.keep_alive = False
+
+    # -- phase: head ---------------------------------------------------------------------------------------------
+
+    def _feed_head(self, data: bytes) -> None:
+        held = self._held
+        if not held:
+            data = data.lstrip(b"\r\n")  # RFC 9112 §2.2: empty lines before a request are none
+            if not data:
+                return
+            self._searched = 0
+            self._expect(HEAD_SECONDS, self._head_too_late)
+        held += data
+        end = held.find(b"\r\n\r\n", max(0, self._searched - 3))
+        self._searched = len(held)
+        if (len(held) if end < 0 else end) > MAX_HEAD_BYTES:
+            self._reject(Rejected(431, f"the request's head is longer than {MAX_HEAD_BYTES:,} bytes"))
+            return
+        if end < 0:
+            if b"\n\n" in held or b"\n\r\n" in held:
+                self._reject(Rejected(400, "a line of the request ends in a bare LF"))
+            return
+        raw = bytes(held[: end + 4])
+        rest = bytes(held[end + 4 :])
+        held.clear()
+        try:
+            head = read_head(raw)
+        except Rejected as rejected:
+            self._reject(rejected)
+            return
+        self._expect(None)
+        cycle = self._cycle = Cycle(self, head)
+        self._begin_body(head.length, rest)
+        scope = self._scope(cycle)
+        task = self.loop.create_task(cycle.run(self._app, scope))
+        self._state.tasks.add(task)
+        task.add_done_callback(self._state.tasks.discard)
+
+    def _scope(self, cycle: Cycle) -> dict[str, Any]:
+        head = cycle.head
+        extensions: dict[str, Any] = {DIRECT: DirectWriter(cycle)}
+        if self.raw_connection:
+            extensions[RAW] = Connection(self.transport)
+        return {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": head.version,
+            "method": head.method,
+            "path": head.path,
+            "raw_path": head.raw_path,
+            "query_string": head.query,
+            "root_path": "",
+            "headers": head.headers,
+            "state": self._app_state.copy(),
+            "extensions": extensions,
+            **self._addresses,
+        }
+
+    def _head_too_late(self) -> None:
+        self._reject(Rejected(408, f"the request's head did not come within {HEAD_SECONDS:g} s"))
+
+    def _reject(self, rejected: Rejected) -> None:
+        """Answer a request that is not served, and close."""
+        client = self._addresses["client"]
+        logger.warning("a request from %s is refused: %d, %s", client and client[0], rejected.status, rejected.reason)
+        problem = {
+            "title": HTTPStatus(rejected.status).phrase,
+            "status": rejected.status,
+            "detail": rejected.reason,
+        }
+        body = json.dumps(problem).encode() + b"\n"
+        self._feed = _ignore
+        self._held.clear()
+        if not self.transport.is_closing():
+            self.transport.write(
+                b"HTTP/1.1 %d %b\r\ncontent-type: application/problem+json\r\ncontent-length: %d\r\n"
+                b"connection: close\r\n\r\n%b"
+                % (rejected.status, HTTPStatus(rejected.status).phrase.encode(), len(body), body)
+            )
+        self._linger()
+
+    # -- phase: body ---------------------------------------------------------------------------------------------
+
+    def _begin_body(self, length: int | None, rest: bytes) -> None:
+        if length == 0:
+            self._feed = self._feed_ahead
+        elif length is None:
+            self._chunks = ChunkedBody(self._body_piece)
+            self._feed = self._feed_chunked
+        else:
+            self._left = length
+            self._feed = self._feed_counted
+        if rest:
+            self._feed(rest)
+
+    def _feed_counted(self, data: bytes) -> None:
+        piece = data[: self._left]
+        self._left -= len(piece)
+        self._body_piece(piece)
+        if not self._left:
+            self._body_over(data[len(piece) :])
+
+    def _feed_chunked(self, data: bytes) -> None:
+        assert self._chunks is not None
+        try:
+            rest = self._chunks.feed(data)
+        except Rejected as rejected:
+            self._body_broken(rejected)
+            return
+        if rest is not None:
+            self._body_over(rest)
+
+    def _body_piece(self, data: bytes) -> None:
+        cycle = self._cycle
+        assert cycle is not None
+        if cycle.complete:
+            self._discarded += len(data)
+            if self._discarded > MAX_DISCARDED_BYTES:
+                self._close()
+            return
+        if self._deadline is not None:
+            self._expect(BODY_SECONDS, self._body_too_late)
+        if cycle.body_piece(data):
+            self._pause_reading()
+
+    def _body_over(self, rest: bytes) -> None:
+        cycle = self._cycle
+        assert cycle is not None
+        self._chunks = None
+        self._expect(None)
+        if cycle.complete:
+            self._next(rest)
+            return
+        cycle.body_end()
+        self._feed = self._feed_ahead
+        if rest:
+            self._feed_ahead(rest)
+
+    def _body_broken(self, rejected: Rejected) -> None:
+        cycle = self._cycle
+        assert cycle is not None
+        started = cycle.started
+        cycle.reader_left()
+        if started:
+            self._close()
+        else:
+            self._reject(rejected)
+
+    def _body_too_late(self) -> None:
+        self._body_broken(Rejected(408, f"nothing of the request's body came for {BODY_SECONDS:g} s"))
+
+    def body_wanted(self) -> None:
+        """The cycle's: the application waits for the body."""
+        self._resume_reading()
+        if self._cycle is not None and not self._cycle.body_complete:
+            self._expect(BODY_SECONDS, self._body_too_late)
+
+    def body_taken(self) -> None:
+        """The cycle's: the application took what there was; the clock stands still until it wants more."""
+        self._expect(None)
+        self._resume_reading()
+
+    # -- phase: ahead --------------------------------------------------------------------------------------------
+
+    def _feed_ahead(self, data: bytes) -> None:
+        self._held += data
+        if len(self._held) > MAX_AHEAD_BYTES:
+            self._pause_reading()
+
+    def response_complete(self, *, keep_alive: bool) -> None:
+        """The cycle's: the response has been sent to its end."""
+        self._state.total_requests += 1
+        cycle = self._cycle
+        assert cycle is not None
+        self._resume_reading()
+        if self.transport.is_closing():
+            return
+        if cycle.body_complete:
+            if keep_alive and not self._stopping:
+                self._next(b"")
+            else:
+                self._close()
+        elif keep_alive and not self._stopping and not cycle.expects_continue:
+            self._expect(LINGER_SECONDS, self._close)  # the rest of the body is thrown away, see _body_piece
+        else:
+            self._linger()
+
+    def _next(self, rest: bytes) -> None:
+        """On to the next request, which may have come already."""
+        cycle = self._cycle
+        if cycle is None or not cycle.keep_alive or self._stopping:
+            self._close()
+            return
+        self._cycle = None
+        self._discarded = 0
+        ahead = bytes(self._held) + rest
+        self._held.clear()
+        self._feed = self._feed_head
+        self._expect(KEEP_ALIVE_SECONDS, self._close)
+        if ahead:
+            self._feed_head(ahead)
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    def _linger(self) -> None:
+        """Close, but read on for a moment: closing on unread bytes is a reset, which may overtake the answer."""
+        self._feed = _ignore
+        self._resume_reading()
+        if self.transport.can_write_eof() and not self.transport.is_closing():
+            self.transport.write_eof()
+            self._expect(LINGER_SECONDS, self._close)
+        else:
+            self._close()
+
+    def _close(self) -> None:
+        self._feed = _ignore
+        self._expect(None)
+        self.transport.close()
+
+    # -- time, flow, date ----------------------------------------------------------------------------------------
+
+    def _expect(self, seconds: float | None, otherwise: Callable[[], None] | None = None) -> None:
+        if seconds is None or otherwise is None:
+            self._deadline = None
+            return
+        self._deadline = self.loop.time() + seconds
+        self._on_deadline = otherwise
+        if self._timer is None:
+            self._timer = self.loop.call_later(seconds, self._look)
+        elif self._timer.when() > self._deadline + 0.01:
+            self._timer.cancel()
+            self._timer = self.loop.call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._deadline is None or self.transport.is_closing():
+            return
+        left = self._deadline - self.loop.time()
+        if left > 0:
+            self._timer = self.loop.call_later(left, self._look)
+        else:
+            self._deadline = None
+            self._on_deadline()
+
+    def _pause_reading(self) -> None:
+        if self._reading and not self.transport.is_closing():
+            self._reading = False
+            self.transport.pause_reading()
+
+    def _resume_reading(self) -> None:
+        if not self._reading and not self.transport.is_closing():
+            self._reading = True
+            self.transport.resume_reading()
+
+    def date(self) -> list[tuple[bytes, bytes]]:
+        """The Date field, for a response that has none."""
+        return _date_fields(int(time.time()))
 
 
-def _foreseen(error: BaseException) -> str | None:
-    """One line for an error that has a name; None for one that is a bug."""
-    if isinstance(error, BaseExceptionGroup):
-        lines = [_foreseen(each) for each in error.exceptions]
-        return lines[0] if all(line is not None for line in lines) else None
-    if isinstance(error, PenstockError):
-        return " ".join(str(error).split())
-    if isinstance(error, asyncio.CancelledError):
-        return "cut off: the server is stopping and the grace is over"
-    return None
-
-
-class Protocol(HttpToolsProtocol):
-    """One connection of a Penstock server."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self.logger = _connections
-        super().connection_made(transport)
-
-    def on_headers_complete(self) -> None:
-        super().on_headers_complete()
-        # The cycle was made just now and its task has not begun: a task's first step is never synchronous.
-        self.cycle.logger = cast("logging.Logger", RequestLog(self.scope["method"], self.scope["raw_path"]))
-
-
-class RawProtocol(Protocol):
+class RawHttpProtocol(HttpProtocol):
     """The same, and the application may break the connection: for servers that fail on purpose."""
 
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        extensions = cast("dict[str, Any]", self.scope.setdefault("extensions", {}))
-        extensions[EXTENSION] = Connection(self.transport)
+    raw_connection = True
+
+
+def _ignore(data: bytes) -> None:
+    """What comes on a connection that is being closed."""
+
+
+def _address(info: Any) -> tuple[str, int] | None:
+    return (str(info[0]), int(info[1])) if isinstance(info, tuple) and len(info) >= 2 else None
+
+
+_dated: tuple[int, list[tuple[bytes, bytes]]] = (0, [])
+
+
+def _date_fields(now: int) -> list[tuple[bytes, bytes]]:
+    """Made once a second."""
+    global _dated  # noqa: PLW0603 – a cache of one entry
+    if _dated[0] != now:
+        _dated = (now, [(b"date", formatdate(now, usegmt=True).encode())])
+    return _dated[1]

@@ -33,7 +33,7 @@ from uvicorn.server import HANDLED_SIGNALS
 
 from penstock.server.lifespan import Lifespan
 from penstock.server.listen import BACKLOG, bound_to
-from penstock.server.protocol import Protocol, RawProtocol
+from penstock.server.protocol import HttpProtocol, RawHttpProtocol
 
 logger = logging.getLogger("penstock.server")
 
@@ -54,7 +54,7 @@ class Server(uvicorn.Server):
     def __init__(self, app: Any, sock: socket.socket, *, grace: float = 10.0, raw_connection: bool = False) -> None:
         config = uvicorn.Config(
             app,
-            http=RawProtocol if raw_connection else Protocol,
+            http=RawHttpProtocol if raw_connection else HttpProtocol,
             ws="none",
             interface="asgi3",
             log_config=None,
