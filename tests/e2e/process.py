@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
+
 PENSTOCK = (sys.executable, "-m", "penstock")
 PATIENCE = 20.0  # seconds that anything here may take that takes none on an idle machine
 
@@ -177,5 +179,7 @@ def alive(pid: int) -> bool:
     except OSError:
         return False
 
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes through /proc")
 
 SIGNALS = [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]

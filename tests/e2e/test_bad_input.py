@@ -3,87 +3,24 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.canned import Canned
 from tests.e2e.conftest import Serve
-from tests.e2e.process import PATIENCE, Server, one_line, penstock
+from tests.e2e.process import PATIENCE, PENSTOCK, Server, one_line, penstock
 
 pytestmark = pytest.mark.e2e
 
 
-@pytest.mark.parametrize("command", ["demo", "origin", "relay", "tail", "pipe"])
-def test_every_command_explains_itself(command: str) -> None:
-    for option in ("--help", "-h"):
-        done = penstock(command, option)
-        assert (done.code, done.err) == (0, "")
-        assert done.out.startswith(f"Usage: penstock {command} ")
-        assert "--json" in done.out
-
-
-def test_the_whole_explains_itself() -> None:
-    done = penstock("--help")
-    assert (done.code, done.err) == (0, "")
-    assert penstock("--version").out.startswith("penstock ")
-    bare = penstock()
-    assert (bare.code, bare.out, bare.err) == (2, "", done.out)
-
-
-USAGE = {
-    "unknown command": (["fly"], "No such command 'fly'", "see `penstock --help`"),
-    "unknown option": (["tail", "--fly"], "No such option: --fly", "see `penstock tail --help`"),
-    "tail: no URL": (["tail"], "Missing argument 'URL'", "see `penstock tail --help`"),
-    "relay: no upstream": (["relay"], "Missing argument 'UPSTREAM'", "see `penstock relay --help`"),
-    "pipe: no destination": (
-        ["pipe", "http://localhost/"],
-        "Missing argument 'DESTINATION'",
-        "see `penstock pipe --help`",
-    ),
-    "option without its value": (["tail", "http://localhost/", "-H"], "-H", "requires an argument"),
-    "no URL at all": (["tail", "localhost/x"], "'localhost/x' is not a full URL", "http://"),
-    "URL without a host": (["tail", "http:///x"], "'http:///x' has no host", "http://HOST"),
-    "URL of another scheme": (["tail", "ftp://localhost/x"], "'ftp://localhost/x'", "use http or https"),
-    "URL with a bad port": (["tail", "http://localhost:99999/"], "'http://localhost:99999/'", "from 1 to 65535"),
-    "bad upstream": (["relay", "localhost:80"], "'localhost:80' is not a full URL", "http://"),
-    "bad destination": (["pipe", __file__, "localhost/x"], "'localhost/x' is not a full URL", "http://"),
-    "bad HOST:PORT": (["origin", "--listen", "8080"], "'8080' is not HOST:PORT", "e.g. 127.0.0.1:8080"),
-    "bad port": (["relay", "http://localhost", "--listen", ":http"], "':http' is not HOST:PORT", "0 to 65535"),
-    "bad header": (["tail", "http://localhost/", "-H", "no colon"], "'no colon' is not a header", "'Name: value'"),
-    "header of two lines": (["tail", "http://localhost/", "-H", "A: b\nC: d"], "LF", "header 'A'"),
-    "header without a name": (["pipe", "-", "http://localhost/", "-H", ": b"], "header", "see `penstock pipe"),
-    "bad source header": (
-        ["pipe", "-", "http://localhost/", "--source-header", "x"],
-        "'x' is not a header",
-        "'Name: v",
-    ),
-    "bad relay header": (["relay", "http://localhost", "-H", "x"], "'x' is not a header", "'Name: value'"),
-    "bad form pair": (["pipe", "-", "http://localhost/", "--form", "pair"], "'pair' is not a form field", "name=value"),
-    "bad digest": (["pipe", "-", "http://localhost/", "--digest", "sha0"], "no digest 'sha0'", "sha256"),
-    "bad rate": (["pipe", "-", "http://localhost/", "--limit-rate", "fast"], "'fast' is not a rate", "500K or 5M"),
-    "rate of nothing": (["pipe", "-", "http://localhost/", "--limit-rate", "0"], "'0' is not a rate", "500K or 5M"),
-    "put with form options": (["pipe", "-", "http://localhost/", "--put", "--form", "a=b"], "--put", "are for a form"),
-    "bad format": (["tail", "http://localhost/", "--format", "xml"], "'xml'", "'ndjson'"),
-    "bad method": (["tail", "http://localhost/", "-X", "GE T"], "'GE T' is not an HTTP method", "see `penstock tail"),
-    "bad retries": (["tail", "http://localhost/", "--retries", "-1"], "--retries", "0"),
-    "bad timeout": (["tail", "http://localhost/", "--timeout", "soon"], "--timeout", "number"),
-    "timeout of nothing": (["tail", "http://localhost/", "--timeout", "0"], "0 is not a time", "above 0"),
-    "timeout that is no number": (["pipe", "-", "http://localhost/", "--timeout", "nan"], "nan is not", "above 0"),
-    "endless timeout": (["relay", "http://localhost", "--timeout-first", "inf"], "inf is not", "above 0"),
-    "negative grace": (["origin", "--grace", "-1"], "-1 is not a time", "0 or more"),
-    "raw items": (["tail", "http://localhost/", "--raw", "--json"], "--raw", "are for items"),
-}
-
-
-@pytest.mark.parametrize("case", USAGE)
-def test_wrong_usage_is_exit_2(case: str) -> None:
-    arguments, what, hint = USAGE[case]
-    done = penstock(*arguments)
-    assert done.code == 2
-    told = done.out if "--json" in arguments else one_line(done.err)
-    assert what in told
-    assert hint in told
+def test_wrong_usage_is_exit_2() -> None:
+    done = penstock("tail", "http://localhost/", "-H", "no colon")
+    assert (done.code, done.out) == (2, "")
+    assert one_line(done.err) == (
+        "Invalid value: 'no colon' is not a header: write it as 'Name: value'; see `penstock tail --help`"
+    )
 
 
 def test_wrong_usage_is_an_object_with_json() -> None:
@@ -92,6 +29,13 @@ def test_wrong_usage_is_an_object_with_json() -> None:
     assert done.error["category"] == "application"
     assert done.error["message"].startswith("No such option: --fly")
     assert (done.error["url"], done.error["retryable"]) == (None, False)
+
+
+def test_help_goes_to_stdout_and_a_bare_name_shows_it_on_stderr() -> None:
+    done = penstock("--help")
+    assert (done.code, done.err) == (0, "")
+    bare = penstock()
+    assert (bare.code, bare.out, bare.err) == (2, "", done.out)
 
 
 def test_a_refused_connection(closed_port: str, origin: Server) -> None:
@@ -247,10 +191,6 @@ def test_a_silent_server_is_given_up(origin: Server) -> None:
 
 
 def test_closed_streams_of_our_own_are_no_traceback(origin: Server) -> None:
-    import subprocess
-
-    from tests.e2e.process import PENSTOCK
-
     for command, code in ((f"tail {origin.url}/events?count=1", 0), (f"pipe - {origin.url}/upload", 2)):
         shell = f"exec {' '.join(PENSTOCK)} {command} <&- >&-"
         done = subprocess.run(["sh", "-c", shell], stderr=subprocess.PIPE, timeout=PATIENCE, check=False, text=True)
@@ -260,10 +200,6 @@ def test_closed_streams_of_our_own_are_no_traceback(origin: Server) -> None:
 
 
 def test_a_log_whose_reader_has_left_does_not_end_a_transfer(serve: Serve, uploads: Path) -> None:
-    import subprocess
-
-    from tests.e2e.process import PENSTOCK
-
     server = serve("origin", "--directory", uploads)
     command = [*PENSTOCK, "pipe", f"{server.url}/file?lines=1000", f"{server.url}/upload", "--digest", "md5"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:

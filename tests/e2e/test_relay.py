@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Serve, Start
-from tests.e2e.process import PATIENCE, Server, eventually, penstock
+from tests.e2e.process import PATIENCE, Server, eventually, needs_proc, penstock
 
 pytestmark = pytest.mark.e2e
 
@@ -141,6 +141,7 @@ def test_the_relay_before_fastapi(serve: Serve, start: Start, as_module: bool) -
     assert "Field required" in refused.error["message"]
 
 
+@needs_proc
 def test_the_relay_in_front_of_a_reader_that_does_not_read_slows_its_upstream(serve: Serve, start: Start) -> None:
     origin = serve("origin")
     relay = serve("relay", origin.url)

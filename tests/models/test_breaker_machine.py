@@ -10,7 +10,16 @@ from dataclasses import dataclass
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
+from hypothesis.stateful import (
+    Bundle,
+    MultipleResults,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+)
 
 from penstock.resilience.breaker import Breaker, Circuit, Permit
 from penstock.testing import FakeClock
@@ -50,7 +59,7 @@ class BreakerMachine(RuleBasedStateMachine):
             self.until = self.clock() + self.settings.recovery_timeout
 
     @rule(target=permits)
-    def take(self) -> object:
+    def take(self) -> Held | MultipleResults[Held]:
         if self.word == "open" and self.clock() >= self.until:
             self.become("half_open")
         full = len(self.probing) >= self.settings.half_open_probes
@@ -75,7 +84,7 @@ class BreakerMachine(RuleBasedStateMachine):
     def end(self, held: Held, outcome: str) -> None:
         match outcome:
             case "success" | "failure" | "neither":
-                self.circuit.settle(held.permit, outcome, self.clock())  # type: ignore[arg-type]
+                self.circuit.settle(held.permit, outcome, self.clock())
             case _:
                 self.circuit.release(held.permit)
         if held.era is not self.era:

@@ -45,6 +45,8 @@ class Peer:
         return bool(self.all(name))
 
     async def send(self, data: bytes) -> None:
+        if self.writer.transport.is_closing():
+            raise ConnectionResetError
         self.writer.write(data)
         await self.writer.drain()
 
@@ -172,7 +174,9 @@ async def dial(url: str, *, receive_buffer: int | None = None) -> AsyncIterator[
             await writer.wait_closed()
 
 
-async def ask(url: str, target: str = "/", method: str = "GET", more: str = "", body: bytes = b"") -> tuple[Peer, bytes]:
+async def ask(
+    url: str, target: str = "/", method: str = "GET", more: str = "", body: bytes = b""
+) -> tuple[Peer, bytes]:
     """One request on a connection of its own: the answer's head, and all that followed it."""
     async with dial(url) as reader:
         await reader.send(request(target, method, more, body))
@@ -199,7 +203,7 @@ def chunk(data: bytes) -> bytes:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(PATIENCE):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 – a condition of any kind
             await asyncio.sleep(0.005)
 
 

@@ -14,6 +14,7 @@ code  meaning
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
 import traceback
@@ -24,7 +25,7 @@ from typing import Annotated, Any
 import typer
 
 from penstock.cli import demo, origin, output, pipe, relay, tail
-from penstock.cli.run import Interrupted
+from penstock.cli.run import SIGNALS, Interrupted
 from penstock.errors import InvalidURL, PenstockError
 
 # typer keeps its copy of click to itself; this is the root of its errors of usage.
@@ -67,21 +68,30 @@ def main() -> None:
     """Run the command line and leave with its exit code."""
     arguments = sys.argv[1:]
     output.prepare()
-    signal.signal(signal.SIGTERM, _terminated)  # where no event loop handles it: before, after, while stdin is read
+    if sys.platform != "win32":  # for what comes before an event loop: to read stdin may take long
+        for signum in SIGNALS:
+            signal.signal(signum, _interrupted)
     try:
         code = run(arguments, as_json="--json" in arguments)
-    except BrokenPipeError:
-        output.silence_stdout()
+    except output.ReaderLeft:
+        output.silence(sys.stdout)
         code = 0
     except OSError as error:  # of stdout itself, so that it cannot be told there
         output.note(f"penstock: {_os_error(error)}")
-        output.silence_stdout()
+        output.silence(sys.stdout)
         code = 1
+    if sys.platform != "win32":
+        for signum in SIGNALS:  # all is told: whoever has not the patience for the rest need not wait
+            signal.signal(signum, _at_once)
     sys.exit(code)
 
 
-def _terminated(signum: int, frame: FrameType | None) -> None:
+def _interrupted(signum: int, frame: FrameType | None) -> None:
     raise Interrupted(signum)
+
+
+def _at_once(signum: int, frame: FrameType | None) -> None:
+    os._exit(128 + signum)
 
 
 def run(arguments: list[str], *, as_json: bool) -> int:
@@ -91,14 +101,16 @@ def run(arguments: list[str], *, as_json: bool) -> int:
         arguments: Without the program's name.
         as_json: Whether a failure is told as an object on stdout.
     Raises:
-        BrokenPipeError: Whoever reads stdout has left.
+        ReaderLeft: Whoever reads stdout has left.
         OSError: Stdout cannot be written to.
     """
     try:
         # Typer returns what a command returned, or the code of a typer.Exit.
         return int(app(arguments, prog_name="penstock", standalone_mode=False) or 0)
-    except BrokenPipeError:
+    except output.ReaderLeft:
         raise
+    except SystemExit:  # Typer's way with a help text that nobody reads to its end
+        raise output.ReaderLeft from None
     except UsageError as error:
         if not arguments:
             output.note(error.format_message())  # the help
@@ -110,8 +122,6 @@ def run(arguments: list[str], *, as_json: bool) -> int:
         return _failed(error, str(error), 1, as_json=as_json)
     except Interrupted as error:
         return _failed(error, str(error), error.exit_code, as_json=as_json)
-    except (KeyboardInterrupt, typer.Abort) as error:
-        return _failed(error, "interrupted", 130, as_json=as_json)
     except OSError as error:
         if error.filename == "stdout":
             raise

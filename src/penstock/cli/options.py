@@ -50,7 +50,7 @@ def size(value: str | None) -> float | None:
     """``5M`` as bytes; the units are 1024-based, as curl's and rclone's are."""
     if value is None:
         return None
-    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)([KMGT]?)(?:i?B)?", value.strip(), re.IGNORECASE)
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)([KMGT]?)(?:i?B)?", value.strip(), re.IGNORECASE | re.ASCII)
     if match is None or float(match[1]) <= 0:
         raise typer.BadParameter(f"{value!r} is not a rate: write a number of bytes per second, such as 500K or 5M")
     return float(match[1]) * _UNITS[match[2].upper()]

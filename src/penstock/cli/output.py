@@ -13,8 +13,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 
@@ -24,14 +23,26 @@ from penstock.resilience.classify import retryable
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+class ReaderLeft(Exception):
+    """Whoever read stdout has left (``| head -1``): nothing more is to be told, and nothing is wrong.
+
+    Not a BrokenPipeError, for Typer takes those for a failure.
+    """
+
+
 def prepare() -> None:
     """Make stdout fit for data: UTF-8 whatever the locale; and let a closed one (``>&-``) swallow what it is given.
 
     A lone surrogate, which JSON can name and UTF-8 cannot write, becomes the escape that JSON has for it.
     """
-    for name in ("stdout", "stderr"):
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number free, which would be a socket's otherwise
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 – until the process ends
+            setattr(sys, name, open(descriptor, "w", encoding="utf-8", closefd=False))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
 
@@ -40,25 +51,27 @@ def data(text: str) -> None:
     """One line of data, at once.
 
     Raises:
-        BrokenPipeError: Whoever reads stdout has left.
+        ReaderLeft: Whoever read stdout has left.
         OSError: It cannot be written to, a full disk for one; it is named "stdout".
     """
-    with _named_stdout():
+    with _to_reader():
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
 
 
 def raw(piece: bytes) -> None:
     """Bytes as they are, at once; raises as `data` does."""
-    with _named_stdout():
+    with _to_reader():
         sys.stdout.buffer.write(piece)
         sys.stdout.buffer.flush()
 
 
 @contextlib.contextmanager
-def _named_stdout() -> Iterator[None]:
+def _to_reader() -> Iterator[None]:
     try:
         yield
+    except BrokenPipeError:
+        raise ReaderLeft from None
     except OSError as error:
         error.filename = "stdout"
         raise
@@ -70,8 +83,11 @@ def record(value: dict[str, Any]) -> None:
 
 
 def note(text: str) -> None:
-    """A line for the person at the terminal."""
-    print(text, file=sys.stderr, flush=True)
+    """A line for the person at the terminal; that nobody reads it any more changes nothing."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        silence(sys.stderr)
 
 
 def error_record(error: BaseException, message: str, *, category: str = "application") -> dict[str, Any]:
@@ -110,8 +126,13 @@ def show_log(level: int = logging.INFO) -> None:
     root.setLevel(level)
 
 
-def silence_stdout() -> None:
-    """Whoever read stdout has left: let what is still buffered go nowhere, instead of failing at exit."""
+def hide_log() -> None:
+    """Keep Penstock's warnings off stderr, where Python puts them when nobody asks for any."""
+    logging.getLogger("penstock").addHandler(logging.NullHandler())
+
+
+def silence(stream: TextIO) -> None:
+    """Whoever read it has left: let what is still buffered go nowhere, instead of failing at exit."""
     sink = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(sink, sys.stdout.fileno())
+    os.dup2(sink, stream.fileno())
     os.close(sink)

@@ -69,7 +69,9 @@ def pipe(
     origin = Source(_source(source), options.headers(source_header or []))
     rate = options.size(limit_rate)
     patience = Timeout(between_events=timeout_between, total=timeout)
-    if not json:
+    if json:
+        output.hide_log()
+    else:
         output.show_log()
 
     async def transferred() -> transfer.Report:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json as jsonlib
 import sys
-from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +22,7 @@ from penstock.client.stream import ItemStream
 from penstock.errors import PenstockError
 from penstock.resilience.breaker import Breaker
 from penstock.resilience.retry import Retry
+from penstock.wire.headers import is_ndjson
 from penstock.wire.sse import Event
 
 
@@ -68,6 +68,10 @@ def tail(
     A stream that fails before its first item is asked for again; one that breaks later goes on after its last event's
     id where it has ids. Metrics are told at the end.
     """
+    if raw and (json or collect or until is not None):
+        raise typer.BadParameter("--raw writes bytes as they come: --json, --collect and --until are for items")
+    if method is not None and not (method.isascii() and method.replace("-", "").isalnum()):
+        raise typer.BadParameter(f"{method!r} is not an HTTP method")
     if verbose:
         output.show_log()
     patience = Timeout(first_event=timeout_first, between_events=timeout_between, total=timeout)
@@ -114,20 +118,21 @@ class _Reading:
     async def read(self, request: RequestBuilder) -> None:
         """Show every item, and the metrics whatever the end."""
         stream = self._stream(request)
-        show: Callable[[Any], str] = self._show_record if self._json else self._show_line
+        show = self._show_record if self._json else self._show_line
         try:
             async with stream:
                 async for item in stream:
-                    shown = show(item)
+                    # A string is a line of text, or an NDJSON record: the response tells.
+                    is_line = isinstance(item, str) and not self._has_records(stream)
+                    shown = item if is_line else _text(item)
+                    show(item, shown, is_line=is_line)
                     if self._collect:
                         self._collected.append(shown)
                     if shown == self._until:
                         break
-        except BrokenPipeError:
-            raise
         finally:
-            # Also when it failed or was interrupted; but not into a closed stdout, which raises over that.
-            if not isinstance(sys.exc_info()[1], BrokenPipeError):
+            # Also when it failed or was interrupted; but not to a reader who has left.
+            if not isinstance(sys.exc_info()[1], output.ReaderLeft):
                 self._sum_up(stream.metrics, completed=sys.exc_info()[1] is None)
 
     def _stream(self, request: RequestBuilder) -> ItemStream[Any]:
@@ -142,20 +147,19 @@ class _Reading:
             case Format.text:
                 return request.lines(on_retry=tell)
 
-    def _show_line(self, item: Any) -> str:
-        line = _text(item)
-        output.data(line)
-        return line
+    def _has_records(self, stream: ItemStream[Any]) -> bool:
+        if self._format is not Format.auto:
+            return self._format is Format.ndjson
+        return stream.response is not None and is_ndjson(stream.response.content_type)
 
-    def _show_record(self, item: Any) -> str:
-        match item:
-            case Event():
-                output.record({"event": {"type": item.type, "data": item.data, "id": item.id}})
-            case str():
-                output.record({"line": item})
-            case _:
-                output.record({"record": item})
-        return _text(item)
+    def _show_line(self, item: Any, shown: str, *, is_line: bool) -> None:
+        output.data(shown)
+
+    def _show_record(self, item: Any, shown: str, *, is_line: bool) -> None:
+        if isinstance(item, Event):
+            output.record({"event": {"type": item.type, "data": item.data, "id": item.id}})
+        else:
+            output.record({"line" if is_line else "record": item})
 
     def _tell_retry(self, failure: PenstockError, attempt: int, pause: float) -> None:
         if self._json:
@@ -190,13 +194,9 @@ class _Reading:
 
 
 def _text(item: Any) -> str:
-    match item:
-        case Event():
-            return item.data
-        case str():
-            return item
-        case _:
-            return jsonlib.dumps(item, ensure_ascii=False, separators=(",", ":"))
+    if isinstance(item, Event):
+        return item.data
+    return jsonlib.dumps(item, ensure_ascii=False, separators=(",", ":"))
 
 
 def _content(body: str) -> bytes:

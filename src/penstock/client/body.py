@@ -8,7 +8,7 @@ import mimetypes
 import os
 import secrets
 from collections.abc import AsyncIterable, AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -55,7 +55,7 @@ class Bytes:
         yield self.data
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Stream:
     """A body that is produced while it is sent; once."""
 
@@ -63,9 +63,15 @@ class Stream:
     length: int | None = None
     content_type: str | None = None
     replayable: bool = False
+    _opened: bool = field(default=False, init=False, repr=False)
 
     def open(self) -> AsyncIterator[bytes]:
-        return aiter(self.chunks)
+        chunks = aiter(self.chunks)
+        if self._opened and chunks is self.chunks:
+            # An iterator that has been read gives nothing more, and nothing would look like a whole, empty body.
+            raise RuntimeError("this body was already sent: an iterator can be read once; make a new one")
+        self._opened = True
+        return chunks
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +115,30 @@ class Form:
                 async for chunk in file.open():
                     yield chunk
         yield self.form.tail
+
+
+@dataclass(slots=True, eq=False)
+class Outgoing:
+    """A body on its way: while nobody has opened it, it can be sent again, whatever it is."""
+
+    body: Body
+    opened: bool = False
+
+    @property
+    def content_type(self) -> str | None:
+        return self.body.content_type
+
+    @property
+    def length(self) -> int | None:
+        return self.body.length
+
+    @property
+    def replayable(self) -> bool:
+        return self.body.replayable or not self.opened
+
+    def open(self) -> AsyncIterator[bytes]:
+        self.opened = True
+        return self.body.open()
 
 
 def json_body(value: Any) -> Bytes:

@@ -189,7 +189,7 @@ class RequestBuilder:
 
     def _request(self) -> Request:
         client = self._client
-        url = client.absolute_url(self._url)
+        url, _, _ = client.absolute_url(self._url).partition("#")
         if self._params:
             url += ("&" if "?" in url else "?") + urlencode(self._params)
         return Request(

@@ -64,10 +64,10 @@ class AsyncClient:
         for field, value in self._headers.items():
             fields.check_header(field, value)
         self._owns_http = http_client is None
-        self._http = http_client or _http_client(limits or Limits(), self._headers, keep_cookies=keep_cookies)
+        self._http = http_client or _http_client(limits or Limits(), keep_cookies=keep_cookies)
         self._totals = Metrics()
         self._totals_lock = threading.Lock()
-        self.exchange = Exchange(self._http, breaker)
+        self.exchange = Exchange(self._http, breaker, self._headers)
 
     def use(self, *middleware: Middleware) -> Self:
         """Add middleware; the first added is the outermost. Each runs once per attempt."""
@@ -171,11 +171,8 @@ class AsyncClient:
         await self.aclose()
 
 
-def _http_client(limits: Limits, headers: Mapping[str, str], *, keep_cookies: bool) -> httpx2.AsyncClient:
-    defaults = httpx2.Headers(
-        {"User-Agent": f"penstock/{version('penstock')}", "Accept": "*/*", "Accept-Encoding": "identity"}
-    )
-    defaults.update(headers)
+def _http_client(limits: Limits, *, keep_cookies: bool) -> httpx2.AsyncClient:
+    defaults = {"User-Agent": f"penstock/{version('penstock')}", "Accept": "*/*", "Accept-Encoding": "identity"}
     jar = None
     if not keep_cookies:
         jar = http.cookiejar.CookieJar(policy=http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Generic, TypeVar, cast
 
+from penstock.client import seam
 from penstock.client.request import Request
 from penstock.client.stream import Decoder, ItemStream
 from penstock.errors import PenstockError
@@ -63,7 +64,7 @@ class ModelStream(_ServerSent[M], Generic[M]):
         self._parse = parser(model)
 
     def decoder(self) -> Decoder[M]:
-        return _ModelDecoder(self._new_events(), self._parse, self._request.url)
+        return _ModelDecoder(self._new_events(), self._parse, seam.shown(self._request.url))
 
 
 class RecordStream(ItemStream[Any]):
@@ -98,7 +99,7 @@ class AnyStream(_ServerSent[Any]):
 
     def accepts(self, content_type: str) -> bool:
         self._content_type = content_type
-        is_text = fields.media_type(content_type).type == "text/plain"
+        is_text = fields.media_type(content_type).essence == "text/plain"
         return is_text or fields.is_event_stream(content_type) or fields.is_ndjson(content_type)
 
     def decoder(self) -> Decoder[Any]:

@@ -10,22 +10,23 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from http import HTTPStatus
 
 import httpx2
 
 from penstock.client import seam
+from penstock.client.body import Outgoing
 from penstock.client.request import Middleware, Request, Send
 from penstock.client.response import End, Response
 from penstock.errors import (
     CircuitOpenError,
-    ConnectError,
     PenstockError,
     ProtocolError,
     ReadTimeout,
     RetriesExhausted,
+    StreamError,
     StreamTruncated,
 )
 from penstock.resilience.breaker import Breaker, Circuit, Permit
@@ -41,8 +42,9 @@ CREDENTIALS = ("authorization", "cookie", "proxy-authorization", "x-api-key", "a
 class Exchange:
     """What the attempts of one client share: the connections, the middleware, a circuit per origin."""
 
-    def __init__(self, http: httpx2.AsyncClient, breaker: Breaker | None) -> None:
+    def __init__(self, http: httpx2.AsyncClient, breaker: Breaker | None, headers: Mapping[str, str]) -> None:
         self.http = http
+        self._headers = headers
         self.middleware: list[Middleware] = []
         self._breaker = breaker
         self._circuits: dict[str, Circuit] = {}
@@ -65,7 +67,7 @@ class Exchange:
             PenstockError: The first failure that no retry can mend.
         """
         may_repeat = retry.may_repeat(request.method, has_key=request.has_header("idempotency-key"))
-        replayable = request.body is None or request.body.replayable
+        request = outgoing(request)
         while True:
             refused: Response | None = None
             failure: PenstockError
@@ -78,8 +80,7 @@ class Exchange:
                     return response
                 refused, failure = response, response.status_error()
             pause = None
-            # A stream that can be sent once has not been touched when there was no connection to send it on.
-            if replayable or isinstance(failure, ConnectError):
+            if request.body is None or request.body.replayable:
                 pause = retry_pause(retry, failure, request.attempt, may_repeat=may_repeat)
             if pause is None or not within(deadline, pause):
                 if refused is not None:
@@ -166,21 +167,32 @@ class Exchange:
     # -- one attempt ---------------------------------------------------------------------------------------------
 
     async def _through_middleware(self, request: Request, deadline: float | None) -> Response:
+        responses: list[Response] = []
+
         async def innermost(final: Request) -> Response:
-            return await self._transmit(final, deadline)
+            responses.append(await self._transmit(final, deadline))
+            return responses[-1]
 
         send: Send = innermost
         for middleware in reversed(self.middleware):
             send = _wrapped(middleware, send)
-        return await send(request)
+        try:
+            return await send(request)
+        except BaseException:
+            for response in responses:  # one that a middleware refused has no other reader
+                await response.aclose()
+            raise
 
     async def _transmit(self, request: Request, deadline: float | None) -> Response:
         started_at = asyncio.get_running_loop().time()
         url = seam.shown(request.url)
+        timer = asyncio.timeout_at(deadline)
         try:
-            async with asyncio.timeout_at(deadline):
+            async with timer:
                 raw = await self._send_following(self._build(request), request)
         except TimeoutError:
+            if not timer.expired():
+                raise  # of the request's own body: its source stalled
             raise ReadTimeout(
                 f"{url}: no response within the total timeout of {request.timeout.total:g} s", url=url
             ) from None
@@ -201,16 +213,23 @@ class Exchange:
         if request.target is not None:
             extensions["target"] = request.target
         headers = list(request.headers)
+        if not request.exact:
+            headers[:0] = [pair for pair in self._headers.items() if not request.has_header(pair[0])]
         stream = None
         if request.body is not None:
             stream = _OutgoingBody(request)
             if not request.exact:
                 headers += _body_headers(request)
         if request.exact:
+            raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
             return httpx2.Request(
-                request.method, request.url, headers=headers, stream=stream or _NOTHING, extensions=extensions
+                request.method, request.url, headers=raw, stream=stream or _NOTHING, extensions=extensions
             )
-        built = self.http.build_request(request.method, request.url, headers=headers, extensions=extensions)
+        # Parameters of httpx2's client would take the place of the URL's own unless these are named as well.
+        params = httpx2.URL(request.url).params if self.http.params else None
+        built = self.http.build_request(
+            request.method, request.url, params=params, headers=_encoded(headers), extensions=extensions
+        )
         if stream is not None:
             # What httpx2 assumed of an empty body does not hold: the length, or its absence, is the body's own.
             if request.body is not None and request.body.length is None:
@@ -220,8 +239,9 @@ class Exchange:
 
     async def _send_following(self, outgoing: httpx2.Request, request: Request) -> httpx2.Response:
         follow = not request.exact and request.method in ("GET", "HEAD")
-        for _ in range(MAX_REDIRECTS):
-            response = await self.http.send(outgoing, stream=True, follow_redirects=False)
+        auth: httpx2.Auth | None = self.http.auth
+        for _ in range(MAX_REDIRECTS + 1):
+            response = await self.http.send(outgoing, stream=True, auth=auth, follow_redirects=False)
             # The timer for the headers has done its work; from here on each read of the body has its own.
             outgoing.extensions["timeout"]["read"] = None
             if not follow or response.next_request is None:
@@ -229,6 +249,7 @@ class Exchange:
             await response.aclose()
             onward = response.next_request
             if _origin(onward) != _origin(outgoing):
+                auth = None
                 for name in CREDENTIALS:
                     onward.headers.pop(name, None)
             onward.extensions["timeout"]["read"] = request.timeout.first_event
@@ -244,9 +265,22 @@ class _OutgoingBody(httpx2.AsyncByteStream):
         self._request = request
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        assert self._request.body is not None
-        async for chunk in self._request.body.open():
+        body = self._request.body
+        assert body is not None
+        length, sent = body.length, 0
+        async for chunk in body.open():
+            sent += len(chunk)
+            if length is not None and sent > length:
+                raise self._not_as_announced(f"at least {sent:,}", length)
             yield chunk
+        if length is not None and sent < length:
+            raise self._not_as_announced(f"{sent:,}", length)
+
+    def _not_as_announced(self, sent: str, length: int) -> StreamError:
+        url = seam.shown(self._request.url)
+        return StreamError(
+            f"{url}: the request's body has {sent} bytes, and {length:,} were announced: it was broken off", url=url
+        )
 
 
 class _Nothing(httpx2.AsyncByteStream):
@@ -266,6 +300,11 @@ def _wrapped(middleware: Middleware, send: Send) -> Send:
     return call
 
 
+def _encoded(headers: list[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
+    """Fields as they go on the wire: in UTF-8, which is what an event stream's ids are in, without outer blanks."""
+    return [(name.encode(), value.strip(" \t").encode("utf-8", "surrogateescape")) for name, value in headers]
+
+
 def _body_headers(request: Request) -> list[tuple[str, str]]:
     body = request.body
     assert body is not None
@@ -281,6 +320,11 @@ def _body_headers(request: Request) -> list[tuple[str, str]]:
 
 def _origin(request: httpx2.Request) -> tuple[str, bytes]:
     return request.url.scheme, request.url.netloc
+
+
+def outgoing(request: Request) -> Request:
+    """The request with a body that remembers whether any attempt has opened it."""
+    return request if request.body is None else replace(request, body=Outgoing(request.body))
 
 
 def retry_pause(retry: Retry, failure: PenstockError, attempt: int, *, may_repeat: bool) -> float | None:

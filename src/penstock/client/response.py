@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -82,8 +83,8 @@ class Response:
     @property
     def content_length(self) -> int | None:
         """Bytes that iterating will give; None when that is not known beforehand."""
-        value = self.headers.get("content-length")
-        if value is None or not value.isdigit() or self.headers.get("content-encoding", "identity") != "identity":
+        value = self.headers.get("content-length", "")
+        if not (value.isascii() and value.isdigit()) or self.headers.get("content-encoding", "identity") != "identity":
             return None
         return int(value)
 
@@ -122,12 +123,16 @@ class Response:
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         """The body's bytes as they arrive, content codings undone. Once."""
-        self._body = self._pieces(self._raw.aiter_bytes())
-        return self._body
+        return self._once(self._raw.aiter_bytes())
 
     def raw(self) -> AsyncGenerator[bytes, None]:
         """The body's bytes as they are on the wire, content codings left as they are. Once."""
-        self._body = self._pieces(self._raw.aiter_raw())
+        return self._once(self._raw.aiter_raw())
+
+    def _once(self, source: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+        if self._body is not None or self.end is not None:
+            raise RuntimeError(f"{self.url}: the body was already read, or closed: it can be read once")
+        self._body = self._pieces(source)
         return self._body
 
     async def read(self, *, max_bytes: int = MAX_READ_BYTES) -> bytes:
@@ -173,7 +178,7 @@ class Response:
         body = await self.read()
         try:
             return body.decode(self._raw.charset_encoding or "utf-8", "replace")
-        except LookupError:
+        except (LookupError, ValueError):  # no such charset, or one of Python's own that cannot replace
             return body.decode("utf-8", "replace")
 
     async def json(self) -> Any:
@@ -182,11 +187,7 @@ class Response:
         Raises:
             DecodeError: It is not JSON.
         """
-        body = await self.read()
-        try:
-            return json.loads(body)
-        except ValueError as error:
-            raise DecodeError(f"{self.url}: the body is not JSON: {error}", url=self.url) from None
+        return _json(await self.read(), self.url)
 
     async def _pieces(self, source: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
         loop = asyncio.get_running_loop()
@@ -195,21 +196,25 @@ class Response:
         try:
             while True:
                 # A timer per read, not for the whole body: it stands still while our own reader is busy.
-                async with asyncio.timeout_at(_earlier(loop.time(), patience, self._deadline)):
-                    try:
+                timer = asyncio.timeout_at(_earlier(loop.time(), patience, self._deadline))
+                try:
+                    async with timer:
                         piece = await anext(source)
-                    except StopAsyncIteration:
-                        break
+                except StopAsyncIteration:
+                    break
+                except TimeoutError:
+                    if not timer.expired():
+                        raise  # the transport's own
+                    raise StreamStalled(f"{self.url}: {self._patience_lost(loop.time())}", url=self.url) from None
                 if self.bytes_received == 0:
                     patience = timeout.between_events
                     if self._on_first is not None:
                         self._on_first()
                 self.bytes_received += len(piece)
                 yield piece
-        except TimeoutError:
-            stalled = StreamStalled(f"{self.url}: {self._patience_lost(loop.time())}", url=self.url)
-            await self._close("failed", stalled)
-            raise stalled from None
+        except PenstockError as error:
+            await self._close("failed", error)
+            raise
         except Exception as error:
             known = seam.translate(error, self.url, "body", received=self.bytes_received)
             await self._close("failed", known)
@@ -278,14 +283,14 @@ class Response:
         try:
             with anyio.CancelScope(shield=True):  # whoever cancels us wants the connection closed, not forgotten
                 await self._raw.aclose()
-        except Exception as trouble:
-            # The body's end is settled already; a socket that cannot be closed properly changes nothing about it.
-            if reason == "complete":
-                raise seam.translate(trouble, self.url, "body", received=self.bytes_received) from trouble
+        except Exception:
+            pass  # the body's end is settled already: a socket that cannot be closed properly changes nothing about it
         finally:
-            for callback in self._callbacks:
-                callback(self.end)
-            self._callbacks.clear()
+            # Each has its turn even if one before it raises: a permit or a place may hang on it.
+            with ExitStack() as turns:
+                for callback in reversed(self._callbacks):
+                    turns.callback(callback, self.end)
+                self._callbacks.clear()
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,10 +316,14 @@ class BufferedResponse:
 
     def json(self) -> Any:
         """The body as JSON; DecodeError if it is not."""
-        try:
-            return json.loads(self.content)
-        except ValueError as error:
-            raise DecodeError(f"{self.url}: the body is not JSON: {error}", url=self.url) from None
+        return _json(self.content, self.url)
+
+
+def _json(body: bytes, url: str) -> Any:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise DecodeError(f"{url}: the body is not JSON: {error}", url=url) from None
 
 
 def _earlier(now: float, patience: float | None, deadline: float | None) -> float | None:

@@ -31,6 +31,9 @@ from penstock.errors import (
 
 Phase = Literal["request", "body"]
 
+_NOT_IN_SCHEMES = frozenset("/?#")
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+
 
 def absolute_url(base: str, url: str) -> str:
     """Join a path to the base URL, and check that the result can be asked for.
@@ -38,36 +41,48 @@ def absolute_url(base: str, url: str) -> str:
     Raises:
         InvalidURL: Not a URL, no host, or a scheme other than http and https.
     """
-    if "://" not in url:
+    scheme, mark, _ = url.partition("://")
+    if not mark or not _NOT_IN_SCHEMES.isdisjoint(scheme):  # "/go?to=http://elsewhere" is a path
         if not base:
-            raise InvalidURL(f"{url!r} is not a full URL: write it with http:// or https:// and a host", url=url)
+            raise InvalidURL(
+                f"{shown(url)!r} is not a full URL: write it with http:// or https:// and a host", url=shown(url)
+            )
         if url.startswith("?"):
             url = base + url
         else:
             url = f"{base.rstrip('/')}/{url.lstrip('/')}" if url else base
+    said = shown(url)
     try:
         parsed = httpx2.URL(url)
     except (httpx2.InvalidURL, ValueError) as error:
-        raise InvalidURL(f"{url!r} is not a URL ({error}): check its host and port", url=url) from None
+        raise InvalidURL(f"{said!r} is not a URL ({error}): check its host and port", url=said) from None
     if parsed.scheme not in ("http", "https"):
-        raise InvalidURL(f"{url!r}: the scheme {parsed.scheme!r} is not spoken here: use http or https", url=url)
+        raise InvalidURL(f"{said!r}: the scheme {parsed.scheme!r} is not spoken here: use http or https", url=said)
     if not parsed.host:
-        raise InvalidURL(f"{url!r} has no host: write it as http://HOST/PATH", url=url)
+        raise InvalidURL(f"{said!r} has no host: write it as http://HOST/PATH", url=said)
     if parsed.port is not None and not 0 < parsed.port < 65536:
-        raise InvalidURL(f"{url!r}: the port must be from 1 to 65535", url=url)
+        raise InvalidURL(f"{said!r}: the port must be from 1 to 65535", url=said)
     return url
 
 
 def origin_of(url: str) -> str:
-    """Scheme, host and port: what a breaker guards."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+    """Scheme, host and port, however they were written: what a breaker guards."""
+    scheme, authority, _ = _parts(url.lower())
+    host = authority.rpartition("@")[2]
+    return f"{scheme}://{host.removesuffix(_DEFAULT_PORTS.get(scheme, ''))}"
 
 
 def shown(url: str) -> str:
-    """The URL as it may stand in a message: without user name and password."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else url
+    """The URL as it may stand in a message: without user name and password. For what is no URL too."""
+    scheme, authority, rest = _parts(url)
+    return f"{scheme}://{authority.rpartition('@')[2]}{rest}" if "@" in authority else url
+
+
+def _parts(url: str) -> tuple[str, str, str]:
+    """Scheme, authority, and what follows it; cut, not parsed, since a message must be made of bad ones too."""
+    scheme, _, rest = url.partition("://")
+    end = min((at for mark in "/?#" if (at := rest.find(mark)) >= 0), default=len(rest))
+    return scheme, rest[:end], rest[end:]
 
 
 def translate(error: Exception, url: str, phase: Phase, *, received: int = 0) -> PenstockError:

@@ -10,7 +10,7 @@ from typing import Self
 class Timeout:
     """Seconds to wait for each phase of a streamed exchange; None waits for ever.
 
-    A timer stands still while the caller is not reading: it measures the peer, not us.
+    Those for events stand still while the caller is not reading: they measure the peer, not us. The total does not.
 
     Attributes:
         connect: To a connection, TLS included.

@@ -18,7 +18,7 @@ from http import HTTPStatus
 from types import TracebackType
 from typing import Generic, Protocol, Self, TypeVar
 
-from penstock.client import exchange
+from penstock.client import exchange, seam
 from penstock.client.exchange import Exchange
 from penstock.client.metrics import Metrics, Tally
 from penstock.client.request import Request
@@ -154,21 +154,20 @@ class ItemStream(Generic[T]):
                         raise self._too_much("max_items", max_items, items)
                     if self._tally is not None and self._tally.bytes > max_bytes:
                         raise self._too_much("max_bytes", max_bytes, items)
-        except StreamError as error:
-            error.collected = items
-            raise
         except PenstockError as error:
-            last = getattr(error, "last", None)
-            if isinstance(last, StreamError):
-                last.collected = items
+            # The stream's own error may stand behind what became of mending it.
+            for broken in (error, getattr(error, "last", None), error.__cause__):
+                if isinstance(broken, StreamError):
+                    broken.collected = items
             raise
         return Collected(items, self.metrics)
 
     def _too_much(self, limit: str, bound: int, items: list[T]) -> LimitExceeded:
+        url = seam.shown(self._request.url)
         return LimitExceeded(
-            f"{self._request.url}: more than {limit}={bound:,} to collect; raise the limit, or iterate instead",
+            f"{url}: more than {limit}={bound:,} to collect; raise the limit, or iterate instead",
             limit=limit,
-            url=self._request.url,
+            url=url,
             collected=items,
         )
 
@@ -178,9 +177,8 @@ class ItemStream(Generic[T]):
         tally = self._tally = Tally(time.monotonic())
         total = self._request.timeout.total
         deadline = None if total is None else asyncio.get_running_loop().time() + total
-        request = self._request
+        request = exchange.outgoing(self._request)
         repeatable = self._retry.may_repeat(request.method, has_key=request.has_header("idempotency-key"))
-        replayable = request.body is None or request.body.replayable
         try:
             while True:
                 try:
@@ -197,7 +195,7 @@ class ItemStream(Generic[T]):
                     failure = error
                 onward = request if tally.first_at is None else self.resumed(request)
                 pause = None
-                if onward is not None and replayable:
+                if onward is not None and (onward.body is None or onward.body.replayable):
                     pause = exchange.retry_pause(self._retry, failure, request.attempt, may_repeat=repeatable)
                 if onward is None or pause is None or not exchange.within(deadline, pause):
                     raise exchange.exhausted(failure, request.attempt) from failure.__cause__
@@ -209,7 +207,7 @@ class ItemStream(Generic[T]):
                 if self._on_retry is not None:
                     self._on_retry(failure, request.attempt, pause)
                 await asyncio.sleep(pause)
-        except PenstockError:
+        except Exception:
             tally.stop(time.monotonic(), "failed")
             raise
         finally:
@@ -247,9 +245,10 @@ class ItemStream(Generic[T]):
 
     def _wrong_type(self, response: Response) -> ContentTypeError:
         found = response.content_type or "no content type"
+        kinds = (kind.partition(";")[0] for kind in self.accept.split(", "))
+        wanted = " or ".join(kind for kind in kinds if kind != "*/*")
         return ContentTypeError(
-            f"{response.url}: this is {found}, not a stream of {self.accept}; "
-            "check the path, or read it as another kind",
+            f"{response.url}: this is {found}, not a stream of {wanted}; check the path, or read it as another kind",
             content_type=response.content_type,
             url=response.url,
         )

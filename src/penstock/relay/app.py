@@ -6,6 +6,7 @@ import json as jsonlib
 import secrets
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,13 +16,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from penstock.client.client import AsyncClient
 from penstock.client.settings import Limits, Timeout
-from penstock.relay.downstream import Downstream
+from penstock.relay.downstream import Downstream, problem
 from penstock.relay.exchange import carry
-from penstock.relay.headers import Raw, Refused, body_length, framing, to_upstream
+from penstock.relay.headers import Raw, Refused, body_length, framing, settable, to_upstream, with_set
 from penstock.relay.upstream import Outgoing, target_of
 from penstock.wire import headers as fields
 
 PATIENCE = Timeout(connect=5.0, first_event=300.0, between_events=300.0)
+NO_WEBSOCKET = "WebSocket is not relayed"
 
 
 class Relay:
@@ -48,22 +50,25 @@ class Relay:
         timeout: Timeout | float | None = PATIENCE,
         limits: Limits | None = None,
     ) -> None:
-        for name, value in (headers or {}).items():
-            fields.check_header(name, value)
-        self._headers: Raw = [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()]
+        self._headers = settable(headers or {})
         # Nothing of one reader may reach another: no cookie that an upstream sets is kept here.
-        self._client = AsyncClient(upstream, timeout=timeout, limits=limits, retry=0, keep_cookies=False)
-        self.upstream = self._client.base_url.partition("?")[0].rstrip("/")
+        self._new_client = partial(AsyncClient, upstream, timeout=timeout, limits=limits, retry=0, keep_cookies=False)
+        self._client = self._new_client()
+        self.upstream = self._client.absolute_url("").partition("?")[0].rstrip("/")
         self._host = urlsplit(self.upstream).netloc.rpartition("@")[2]
         self._via = f"penstock-{secrets.token_hex(6)}"
 
     @asynccontextmanager
     async def lifespan(self, app: ASGIApp | None = None) -> AsyncIterator[None]:
-        """For a host application's ``lifespan=``: closes the connections to the upstream at the end."""
+        """For a host application's ``lifespan=``: closes the connections to the upstream at the end.
+
+        An application that is started again, as tests do, finds the relay ready.
+        """
         try:
             yield
         finally:
-            await self._client.aclose()
+            client, self._client = self._client, self._new_client()
+            await client.aclose()
 
     # -- a gateway -----------------------------------------------------------------------------------------------
 
@@ -73,31 +78,43 @@ class Relay:
             await self._serve_lifespan(receive, send)
         elif scope["type"] == "http":
             await self._gateway(Request(scope, receive), receive, send)
+        elif "websocket.http.response" in scope.get("extensions", {}):
+            await send({"type": "websocket.http.response.start", "status": 501, "headers": []})
+            await send({"type": "websocket.http.response.body", "body": problem(501, NO_WEBSOCKET)})
         else:
-            await send({"type": "websocket.close", "code": 1003, "reason": "WebSocket is not relayed"})
+            await send({"type": "websocket.close", "code": 1003, "reason": NO_WEBSOCKET})
 
     async def _gateway(self, request: Request, receive: Receive, send: Send) -> None:
-        downstream = Downstream(request, receive, send)
+        async with Downstream(request, receive, send) as downstream:
+            try:
+                outgoing = self._passed_on(request)
+            except Refused as refused:
+                await downstream.refuse(refused.status, refused.reason)
+                return
+            await carry(self._client, outgoing, downstream, more_headers=[])
+
+    def _passed_on(self, request: Request) -> Outgoing:
         raw: Raw = request.scope["headers"]
-        try:
-            if request.headers.get("upgrade", "").lower() == "websocket":
-                raise Refused(501, "WebSocket is not relayed")
-            length = body_length(raw)
-            headers = to_upstream(
-                raw,
-                host=self._host,
-                length=length,
-                peer=request.client.host if request.client else None,
-                scheme=request.url.scheme,
-                via=self._via,
-                more=self._headers,
-            )
-        except Refused as refused:
-            await downstream.refuse(refused.status, refused.reason)
-            return
-        target = target_of(request.scope, self.upstream)
-        outgoing = Outgoing(request.method, self.upstream, target, headers, has_body=length != 0)
-        await carry(self._client, outgoing, downstream, more_headers=[])
+        if request.headers.get("upgrade", "").lower() == "websocket":
+            raise Refused(501, NO_WEBSOCKET)
+        length = body_length(raw)
+        headers = to_upstream(
+            raw,
+            host=self._host,
+            length=length,
+            peer=request.client.host if request.client else None,
+            scheme=request.scope["scheme"],
+            via=self._via,
+            more=self._headers,
+        )
+        return Outgoing(
+            request.method,
+            self.upstream,
+            target_of(request.scope, self.upstream),
+            headers,
+            has_body=length != 0,
+            root=request.scope.get("root_path", ""),
+        )
 
     async def _serve_lifespan(self, receive: Receive, send: Send) -> None:
         async with self.lifespan():
@@ -133,29 +150,28 @@ class Relay:
             headers: Set on the request to the upstream, beside the relay's own.
             pass_headers: Which of the caller's fields go on; no others do.
         """
-        more = list(self._headers)
-        for name, value in (headers or {}).items():
-            fields.check_header(name, value)
-            more = [pair for pair in more if pair[0] != name.lower().encode()]
-            more.append((name.lower().encode(), value.encode()))
+        more = with_set(self._headers, settable(headers or {}))
         own: bytes | None = content
         if json is not None:
             own = jsonlib.dumps(json, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
-            more = [(b"content-type", b"application/json"), *(pair for pair in more if pair[0] != b"content-type")]
-        length = body_length(request.scope["headers"]) if own is None else len(own)
-        set_here = {name for name, _ in more}
-        passed = {name.lower().encode() for name in pass_headers} - set_here
+            more = with_set([(b"content-type", b"application/json")], more)
+        try:
+            length = body_length(request.scope["headers"]) if own is None else len(own)
+        except Refused as refused:
+            body = problem(refused.status, refused.reason)
+            return StarletteResponse(body, refused.status, media_type="application/problem+json")
+        wanted = {name.lower().encode() for name in pass_headers} - {b"host", b"content-length", b"expect"}
+        passed = [pair for pair in fields.end_to_end(request.scope["headers"]) if pair[0] in wanted]
         outgoing = Outgoing(
             (method or request.method).upper(),
             self.upstream,
             self._route_target(request, path),
             [
-                (b"host", self._host.encode()),
-                *(pair for pair in fields.end_to_end(request.scope["headers"]) if pair[0] in passed),
-                *more,
+                *with_set([(b"host", self._host.encode()), *passed], more),
                 *framing(length, always=own is not None),
             ],
             has_body=length != 0,
+            root=request.scope.get("root_path", ""),
         )
         return _Forwarded(self._client, outgoing, request, own)
 
@@ -182,8 +198,8 @@ class _Forwarded(StarletteResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request: Request = self._request if self._own_body is None else _Replaced(scope, receive, self._own_body)
-        downstream = Downstream(request, receive, send)
-        await carry(self._client, self._outgoing, downstream, more_headers=list(self.raw_headers))
+        async with Downstream(request, receive, send) as downstream:
+            await carry(self._client, self._outgoing, downstream, more_headers=list(self.raw_headers))
         if self.background is not None:
             await self.background()
 

@@ -1,28 +1,41 @@
 """The reader: its request body, its departure, and the answer to it.
 
 The one channel that a server gives us for what comes from the reader carries first its body and then its departure.
-So the departure is watched from the moment that the body has been read to its end, or given up.
+So one task listens to it from the first moment, and holds one piece of the body at most until somebody takes it: a
+reader that leaves is noticed while the upstream is still being connected to, and a body that nobody takes stays with
+the reader. (Beyond that one piece a server stops reading, and so cannot see that the reader left before it is taken.)
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+import logging
+import os
+from collections.abc import AsyncIterator, Callable
 from http import HTTPStatus
+from types import TracebackType
+from typing import Self
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.types import Receive, Send
+from starlette.types import Message, Receive, Send
 
 from penstock.relay.headers import Raw
 
+logger = logging.getLogger("penstock.relay")
 
-class Departed(Exception):
-    """The reader left while its request body was still being sent."""
+PATHSEND = "http.response.pathsend"
+
+LINGER = 2.0
+"""Seconds that a refused body is still read and thrown away, so that its sender gets to read the refusal: closing on
+unread bytes is a reset, which may overtake the answer."""
+
+NOBODY = 499
+"""The status of an answer that nobody reads (nginx's "client closed request"): for the middleware on its way."""
 
 
 class Downstream:
-    """One reader and one answer.
+    """One reader and one answer. Listens as long as it is entered with ``async with``.
 
     Attributes:
         started: Whether the status line has been sent: from then on a failure can only break the answer off.
@@ -33,59 +46,153 @@ class Downstream:
         self._request = request
         self._receive = receive
         self._send = send
-        self._body_over = asyncio.Event()
+        self._piece: bytes | None = None
+        self._room = asyncio.Event()
+        self._room.set()
+        self._news = asyncio.Event()
+        self._quiet = asyncio.Event()  # nothing more of the body will come
+        self._unwanted = False
+        self._trouble: Exception | None = None
+        self._left = False
+        self._cancel: Callable[[], None] | None = None
         self.started = False
         self.sent = 0
 
-    async def body(self) -> AsyncIterator[bytes]:
-        """The request body as it comes.
+    async def __aenter__(self) -> Self:
+        self._listener = asyncio.create_task(self._listen())
+        return self
 
-        Raises:
-            Departed: The reader left before its end.
-        """
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._listener.cancel()
+
+    # -- what comes from the reader ------------------------------------------------------------------------------
+
+    async def body(self) -> AsyncIterator[bytes]:
+        """The request body as it comes."""
+        while True:
+            if self._piece is not None:
+                piece, self._piece = self._piece, None
+                self._room.set()
+                yield piece
+            elif self._trouble is not None:
+                raise self._trouble
+            elif self._quiet.is_set() and not self._left:
+                return
+            else:
+                self._news.clear()
+                await self._news.wait()
+
+    def body_is_over(self) -> None:
+        """Throw away what may still come of the body."""
+        self._unwanted = True
+        self._room.set()
+
+    def on_departure(self, cancel: Callable[[], None] | None) -> None:
+        """Call back when the reader leaves, at once if it has; None when that no longer matters."""
+        self._cancel = cancel
+        if self._left and cancel is not None:
+            cancel()
+
+    async def _listen(self) -> None:
         try:
             async for piece in self._request.stream():
                 if piece:
-                    yield piece
+                    await self._room.wait()
+                if piece and not self._unwanted:
+                    self._room.clear()
+                    self._piece = piece
+                    self._news.set()
+            self._hush()
+            while (await self._receive())["type"] != "http.disconnect":
+                pass  # a body beside the one that the route gave
+            self._depart()
         except ClientDisconnect:
-            raise Departed from None
-        finally:
-            self.body_is_over()
+            self._depart()
+        except Exception as error:
+            self._trouble = error
+            self._hush()
 
-    def body_is_over(self) -> None:
-        """Nothing more of the body will be read."""
-        self._body_over.set()
+    def _hush(self) -> None:
+        self._quiet.set()
+        self._news.set()
 
-    async def departure(self) -> None:
-        """Return when the reader has left."""
-        await self._body_over.wait()
-        while (await self._receive())["type"] != "http.disconnect":
-            pass  # the rest of a body that nobody reads
+    def _depart(self) -> None:
+        self._left = True
+        self._hush()
+        if self._cancel is not None:
+            self._cancel()
+
+    # -- what goes to the reader ---------------------------------------------------------------------------------
 
     async def start(self, status: int, headers: Raw) -> None:
         """Send the status line and the fields."""
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._tell({"type": "http.response.start", "status": status, "headers": headers})
         self.started = True
 
     async def write(self, piece: bytes) -> None:
         """Send a piece of the body; waits while the reader is slower than we are."""
-        await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+        await self._tell({"type": "http.response.body", "body": piece, "more_body": True})
         self.sent += len(piece)
 
     async def finish(self) -> None:
         """Tell that the body is whole. This and nothing else writes the last chunk."""
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        # A server reports a reader whose answer is complete as gone; whoever wraps `send` may still be at work then.
+        self.on_departure(None)
+        await self._tell({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def break_off(self, reason: str) -> None:
+        """Make sure that the answer cannot look whole; the caller raises after this.
+
+        A server needs no more than an exception. Starlette's BaseHTTPMiddleware, however, takes the end of the
+        application that it wraps for the end of the body, and writes the last chunk before it raises. After a
+        `pathsend` it does not, and hands it on, through others of its kind, to the server, which refuses it, as it does
+        when there is no middleware. A server that knows the message would take it: there, an exception must do.
+        """
+        if PATHSEND in self._request.scope.get("extensions", {}):
+            return
+        try:
+            await self._send({"type": PATHSEND, "path": os.devnull})
+        except Exception:
+            pass
+        except asyncio.CancelledError:
+            logger.warning("%s; the answer is broken off", reason)  # what the middleware raises does not tell
+            raise
+
+    async def dismiss(self) -> None:
+        """End an answer whose reader has left before it began: a middleware around us may insist on one."""
+        if not self.started:
+            await self.start(NOBODY, [])
+            await self.finish()
 
     async def refuse(self, status: int, reason: str, *, proxy_status: str | None = None) -> None:
         """Answer with a problem instead (RFC 9457)."""
-        problem = {"title": HTTPStatus(status).phrase, "status": status, "detail": reason}
-        body = json.dumps(problem).encode() + b"\n"
+        self.on_departure(None)
+        body = problem(status, reason)
         headers = [(b"content-type", b"application/problem+json"), (b"content-length", b"%d" % len(body))]
         if proxy_status is not None:
             headers.append((b"proxy-status", f"penstock; error={proxy_status}".encode()))
-        if not self._body_over.is_set():
+        if not self._quiet.is_set():
             headers.append((b"connection", b"close"))  # the rest of the request's body would be taken for a request
         await self.start(status, headers)
         if self._request.method != "HEAD":
             await self.write(body)
+        self.body_is_over()
+        try:
+            async with asyncio.timeout(LINGER):
+                await self._quiet.wait()
+        except TimeoutError:
+            pass
         await self.finish()
+
+    async def _tell(self, message: Message) -> None:
+        try:
+            await self._send(message)
+        except OSError:  # how a server of ASGI 2.4 says that the reader has left
+            self._depart()
+
+
+def problem(status: int, reason: str) -> bytes:
+    """A refusal's body (RFC 9457)."""
+    return json.dumps({"title": HTTPStatus(status).phrase, "status": status, "detail": reason}).encode() + b"\n"

@@ -15,14 +15,13 @@ The reader's side pulls: a reader that stops reading stops `write`, which stops 
 
 from __future__ import annotations
 
-import asyncio
 import logging
 
 import anyio
 
 from penstock.client.client import AsyncClient
 from penstock.errors import PenstockError
-from penstock.relay.downstream import Departed, Downstream
+from penstock.relay.downstream import Downstream
 from penstock.relay.headers import Raw, to_reader
 from penstock.relay.upstream import Outgoing, answer_to
 
@@ -44,13 +43,8 @@ async def carry(client: AsyncClient, outgoing: Outgoing, downstream: Downstream,
             reader's connection off; a clean return would pass for a whole answer on some servers.
     """
     with anyio.CancelScope() as scope:
-        watcher = asyncio.create_task(_cancel_at_departure(downstream, scope))
-        try:
-            await _carry(client, outgoing, downstream, more_headers)
-        except Departed:
-            scope.cancel()
-        finally:
-            watcher.cancel()
+        downstream.on_departure(scope.cancel)
+        await _carry(client, outgoing, downstream, more_headers)
     if scope.cancel_called:
         logger.info(
             "%s %s: the reader left after %d bytes; the upstream is cancelled",
@@ -58,16 +52,10 @@ async def carry(client: AsyncClient, outgoing: Outgoing, downstream: Downstream,
             outgoing.target.decode("latin-1"),
             downstream.sent,
         )
-
-
-async def _cancel_at_departure(downstream: Downstream, scope: anyio.CancelScope) -> None:
-    await downstream.departure()
-    scope.cancel()
+        await downstream.dismiss()
 
 
 async def _carry(client: AsyncClient, outgoing: Outgoing, downstream: Downstream, more_headers: Raw) -> None:
-    if not outgoing.has_body:
-        downstream.body_is_over()
     try:
         response = await outgoing.open(client, downstream.body())
     except PenstockError as error:
@@ -78,8 +66,17 @@ async def _carry(client: AsyncClient, outgoing: Outgoing, downstream: Downstream
     async with response:
         downstream.body_is_over()  # an upstream that answers early has heard enough
         ours = {name for name, _ in more_headers}
-        headers = to_reader([(name.lower(), value) for name, value in response.headers.raw], upstream=outgoing.url)
+        headers = to_reader(
+            [(name.lower(), value) for name, value in response.headers.raw],
+            status=response.status,
+            upstream=outgoing.url,
+            root=outgoing.root,
+        )
         await downstream.start(response.status, [pair for pair in headers if pair[0] not in ours] + more_headers)
-        async for piece in response.raw():
-            await downstream.write(piece)
+        try:
+            async for piece in response.raw():
+                await downstream.write(piece)
+        except PenstockError as error:
+            await downstream.break_off(str(error))
+            raise
         await downstream.finish()

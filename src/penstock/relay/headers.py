@@ -9,15 +9,16 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from urllib.parse import urlsplit
+from collections.abc import Iterable, Mapping
+from urllib.parse import SplitResult, urlsplit
 
 from penstock.wire import headers as fields
 
 Raw = list[tuple[bytes, bytes]]
 
+_BODILESS = (204, 304)
 _OURS = frozenset(
-    {b"host", b"content-length", b"expect", b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host"}
+    {b"host", b"content-length", b"expect", b"via", b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host"}
 )
 
 
@@ -70,19 +71,44 @@ def to_upstream(
     came_by = b", ".join(value for name, value in headers if name == b"via")
     if via.encode() in came_by:
         raise Refused(508, "the request came back to the relay that had sent it on: the upstream points here")
-    set_here = {name for name, _ in more} | _OURS | {b"via"}
-    onward = [pair for pair in fields.end_to_end(headers) if pair[0] not in set_here]
     asked_host = next((value for name, value in headers if name == b"host"), b"")
-    return [
+    ours = [
         (b"host", host.encode()),
-        *onward,
-        *more,
-        (b"via", (came_by + b", " if came_by else b"") + b"1.1 " + via.encode()),
         *([(b"x-forwarded-for", peer.encode())] if peer else []),
         (b"x-forwarded-proto", scheme.encode()),
         *([(b"x-forwarded-host", asked_host)] if asked_host else []),
+    ]
+    onward = [pair for pair in fields.end_to_end(headers) if pair[0] not in _OURS]
+    return [
+        *with_set(ours, more),
+        *without(onward, more),
+        (b"via", (came_by + b", " if came_by else b"") + b"1.1 " + via.encode()),
         *framing(length, always=any(name == b"content-length" for name, _ in headers)),
     ]
+
+
+def settable(headers: Mapping[str, str]) -> Raw:
+    """The fields that the operator or a route sets on a request to the upstream.
+
+    Raises:
+        ValueError: A field that no request can carry, or one of those that frame it, which are always our own.
+    """
+    for name, value in headers.items():
+        fields.check_header(name, value)
+        if name.lower() in ("connection", "content-length", "transfer-encoding", "via"):
+            raise ValueError(f"{name} cannot be set: the relay frames its requests itself")
+    return [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+
+
+def without(headers: Raw, replaced: Raw) -> Raw:
+    """The fields less those that `replaced` has by name."""
+    names = {name for name, _ in replaced}
+    return [pair for pair in headers if pair[0] not in names]
+
+
+def with_set(headers: Raw, more: Raw) -> Raw:
+    """The fields with `more` set, each in the place of those of the same name."""
+    return [*without(headers, more), *more]
 
 
 def framing(length: int | None, *, always: bool = False) -> Raw:
@@ -92,33 +118,54 @@ def framing(length: int | None, *, always: bool = False) -> Raw:
     return [(b"content-length", b"%d" % length)] if length or always else []
 
 
-def to_reader(headers: Raw, *, upstream: str) -> Raw:
+def to_reader(headers: Raw, *, status: int, upstream: str, root: str = "") -> Raw:
     """The fields of the answer to the reader.
 
-    An upstream's ``Penstock-*`` fields are dropped, for they would speak in our name, and a Location on the upstream's
-    own origin is made a path on ours. A body that comes as a stream says so to the proxies on its way.
+    An upstream's ``Penstock-*`` fields are dropped, for they would speak in our name, and so is its Date, for a server
+    writes its own and two are none. A Location on the upstream's own origin is made a path on ours. A body that comes
+    as a stream says so to the proxies on its way.
+
+    Args:
+        headers: The upstream's.
+        status: The answer's.
+        upstream: The upstream's URL, with the path that goes before every request's own.
+        root: The path at which the reader finds what the upstream has at its own.
     """
-    onward = [pair for pair in fields.end_to_end(headers) if not pair[0].startswith(b"penstock-")]
-    onward = [(name, _here(value, upstream) if name == b"location" else value) for name, value in onward]
+    onward = [
+        pair for pair in fields.end_to_end(headers) if pair[0] != b"date" and not pair[0].startswith(b"penstock-")
+    ]
+    onward = [(name, _here(value, upstream, root) if name == b"location" else value) for name, value in onward]
+    if status in _BODILESS:  # a length there is that of another answer, and servers would wait for so many bytes
+        return [pair for pair in onward if pair[0] != b"content-length"]
+    if any(name == b"transfer-encoding" for name, _ in headers):  # beside which a length means nothing
+        onward = [pair for pair in onward if pair[0] != b"content-length"]
     if _is_stream(onward):
         onward = [pair for pair in onward if pair[0] != b"x-accel-buffering"]
         onward.append((b"x-accel-buffering", b"no"))
     return onward
 
 
-def _here(location: bytes, upstream: str) -> bytes:
+def _here(location: bytes, upstream: str, root: str) -> bytes:
     base = urlsplit(upstream)
     try:
         target = urlsplit(location.decode("latin-1"))
+        same = (target.scheme, target.netloc) == ("", "") or _origin(target) == _origin(base)
     except ValueError:
         return location
-    if (target.scheme, target.netloc) != (base.scheme, base.netloc):
+    if not same or not (target.netloc or target.path.startswith("/")):
         return location
     path = target.path or "/"
     prefix = base.path.rstrip("/")
     if prefix and (path == prefix or path.startswith(prefix + "/")):
         path = path[len(prefix) :] or "/"
+    path = root + path
+    if path.startswith("//"):
+        path = "/." + path  # or its first segment would be read as a host
     return target._replace(scheme="", netloc="", path=path).geturl().encode("latin-1")
+
+
+def _origin(url: SplitResult) -> tuple[str, str | None, int | None]:
+    return url.scheme, url.hostname, url.port or {"http": 80, "https": 443}.get(url.scheme)
 
 
 def _is_stream(headers: Raw) -> bool:

@@ -33,6 +33,7 @@ class Outgoing:
         target: The request target, byte for byte.
         headers: All of them, framing included.
         has_body: Whether a body goes with it.
+        root: The path at which the reader finds what the upstream has at its own.
     """
 
     method: str
@@ -40,16 +41,37 @@ class Outgoing:
     target: bytes
     headers: Raw
     has_body: bool
+    root: str = ""
 
     async def open(self, client: AsyncClient, body: AsyncIterator[bytes]) -> Response:
-        """Send it, once; the body is pulled as the upstream takes it."""
-        return await client.relay(
+        """Send it, once; the body is pulled as the upstream takes it.
+
+        Raises:
+            ProtocolError: The answer has a status or a field that no server could pass on.
+            PenstockError: There was no answer.
+        """
+        response = await client.relay(
             self.method,
             self.url,
             headers=tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in self.headers),
             body=Stream(body) if self.has_body else None,
             target=self.target,
         )
+        trouble = _not_http(response)
+        if trouble is not None:
+            await response.aclose()
+            raise ProtocolError(f"{response.url}: {trouble}", url=response.url)
+        return response
+
+
+def _not_http(response: Response) -> str | None:
+    """What is wrong with a head that the parser let through and that a server would choke on."""
+    if not 200 <= response.status <= 599:
+        return f"{response.status} is no final status"
+    for name, value in response.headers.raw:
+        if any((byte < 0x20 and byte != 0x09) or byte == 0x7F for byte in value):
+            return f"the field {name.decode('latin-1')} has a control character"
+    return None
 
 
 def target_of(scope: Scope, upstream: str) -> bytes:
@@ -60,7 +82,7 @@ def target_of(scope: Scope, upstream: str) -> bytes:
         raw = raw[len(root) :]
     target = urlsplit(upstream).path.rstrip("/").encode() + raw.partition(b"?")[0]
     query: bytes = scope.get("query_string", b"")
-    return target + (b"?" + query if query else b"")
+    return (target or b"/") + (b"?" + query if query else b"")
 
 
 def answer_to(error: PenstockError) -> tuple[int, str, str]:

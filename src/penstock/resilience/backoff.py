@@ -52,6 +52,8 @@ class Backoff:
         """
         if self.curve == "quadratic":
             return min(self.maximum, retry * retry + retry * 0.5)
-        # The exponent is bounded before the power is taken: 2.0 ** 2000 would overflow.
-        ceiling = min(self.maximum, self.initial * self.factor ** min(retry - 1, 64))
+        try:
+            ceiling = min(self.maximum, self.initial * float(self.factor) ** (retry - 1))
+        except OverflowError:
+            ceiling = self.maximum if self.initial else 0.0
         return ceiling * draw if self.jitter == "full" else ceiling

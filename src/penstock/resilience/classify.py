@@ -21,6 +21,7 @@ server itself said that it refused the work.
 
 from __future__ import annotations
 
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Literal
 
@@ -94,6 +95,9 @@ def retry_after(value: str | None, now: float) -> float | None:
     if value.isascii() and value.isdigit():
         return float(value)
     try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - now)
+        date = parsedate_to_datetime(value)
+        if date.tzinfo is None:
+            date = date.replace(tzinfo=UTC)  # the asctime form names no zone, and means GMT like the others
+        return max(0.0, date.timestamp() - now)
     except (ValueError, OverflowError):
         return None

@@ -21,7 +21,7 @@ from penstock.client.client import AsyncClient
 from penstock.client.middleware import Logging
 from penstock.client.response import Response
 from penstock.client.settings import Timeout
-from penstock.errors import ProtocolError
+from penstock.errors import ProtocolError, StreamTruncated
 from penstock.resilience.retry import Retry
 from penstock.transfer import memory
 from penstock.transfer.destination import Multipart, Put
@@ -31,6 +31,9 @@ logger = logging.getLogger("penstock.transfer")
 
 MAX_ANSWER_BYTES = 1024 * 1024
 MIB = 1024 * 1024
+
+# Redirects that took nothing of the upload. After a 302 or 303 it was taken, and there is a page to look at.
+_ASKED_ELSEWHERE = (301, 307, 308)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +114,47 @@ class Passage:
         self.digest = hashlib.new(self.algorithm) if self.algorithm else None
         loop = asyncio.get_running_loop()
         started_at = loop.time()
-        async for piece in self.source.read():
+        async for piece in self._checked():
             if self.digest is not None:
                 self.digest.update(piece)
-            self.sent += len(piece)
-            yield piece
-            if self.rate is not None and (ahead := self.sent / self.rate - (loop.time() - started_at)) > 0:
-                await asyncio.sleep(ahead)
+            for part in self._paced(piece):
+                self.sent += len(part)
+                yield part
+                if self.rate is not None and (ahead := self.sent / self.rate - (loop.time() - started_at)) > 0:
+                    await asyncio.sleep(ahead)
         self.whole = True
+
+    async def _checked(self) -> AsyncIterator[bytes]:
+        """The source's pieces; the one that completes the promised length only when nothing came behind it.
+
+        A short source must break before the form's end is written, and a long one before its length is reached: from
+        there on the upload looks whole.
+        """
+        came, last = 0, b""
+        async for piece in self.source.read():
+            came += len(piece)
+            if self.length is not None and came > self.length:
+                raise self._wrong_length("more")
+            if came == self.length:
+                last += piece
+            else:
+                yield piece
+        if self.length is not None and came != self.length:
+            raise self._wrong_length(f"{came:,}")
+        if last:
+            yield last
+
+    def _paced(self, piece: bytes) -> list[bytes]:
+        """The piece in parts of a tenth of a second each; whole where there is no rate."""
+        size = len(piece) if self.rate is None else max(1, int(self.rate / 10))
+        return [piece] if len(piece) <= size else [piece[at : at + size] for at in range(0, len(piece), size)]
+
+    def _wrong_length(self, came: str) -> StreamTruncated:
+        return StreamTruncated(
+            f"{self.source.shown}: it was to have {self.length:,} bytes and gave {came}; did it change while it was "
+            "read? The upload was broken off",
+            url=self.source.shown,
+        )
 
 
 async def pipe(
@@ -162,10 +198,9 @@ async def pipe(
         StreamTruncated: The source broke and could not be picked up again.
         PenstockError: All else that either request can meet; its message names the side by its URL.
     """
-    if digest is not None and digest not in hashlib.algorithms_available:
-        raise ValueError(
-            f"there is no digest {digest!r}: use one of {', '.join(sorted(hashlib.algorithms_guaranteed))}"
-        )
+    if digest is not None and not _digests(digest):
+        known = ", ".join(filter(_digests, sorted(hashlib.algorithms_guaranteed)))
+        raise ValueError(f"there is no digest {digest!r}: use one of {known}")
     if rate is not None and rate <= 0:
         raise ValueError(f"a rate is more than 0 bytes per second, got {rate:g}")
     source = source if isinstance(source, Source) else Source(source)
@@ -201,6 +236,14 @@ async def pipe(
     )
 
 
+def _digests(algorithm: str) -> bool:
+    """Whether there is such a digest, and it has a size of its own (those of SHAKE have not)."""
+    try:
+        return hashlib.new(algorithm).digest_size > 0
+    except ValueError:
+        return False
+
+
 def _destination(
     destination: str | Multipart | Put, field: str | None, filename: str | None, form: Mapping[str, str] | None
 ) -> Multipart | Put:
@@ -223,6 +266,12 @@ async def _sent(request: RequestBuilder, passage: Passage) -> Response:
     try:
         if response.status >= 400:
             raise response.status_error(await response.beginning())
+        if response.status in _ASKED_ELSEWHERE:
+            elsewhere = response.headers.get("location", "another URL")
+            raise ProtocolError(
+                f"{response.url} answered {response.status}: it took nothing; upload to {elsewhere} instead",
+                url=response.url,
+            )
         if not passage.whole:
             raise ProtocolError(
                 f"{response.url} answered {response.status} after {passage.sent:,} bytes, before the source's end: "

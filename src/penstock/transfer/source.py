@@ -12,7 +12,7 @@ import os
 import random
 import stat
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +21,7 @@ from typing import Self
 from penstock.client.body import READ_SIZE
 from penstock.client.client import AsyncClient
 from penstock.client.response import Response
-from penstock.errors import PenstockError, StreamTruncated
+from penstock.errors import PenstockError, StatusError, StreamTruncated
 from penstock.resilience.classify import retryable
 from penstock.wire import headers as fields
 
@@ -97,23 +97,24 @@ async def open_source(source: Source, client: AsyncClient) -> OpenSource:
     match source.origin:
         case str():
             response = await client.get(source.origin).headers(source.headers).send()
-            try:
-                response.raise_for_status()
-            except BaseException:
-                await response.aclose()
-                raise
+            if not 200 <= response.status < 300:  # a 304 has no body either
+                raise response.status_error(await response.beginning())
             return _Remote(source, response, client)
         case os.PathLike():
-            return await asyncio.to_thread(_File, Path(source.origin))
+            opening = asyncio.get_running_loop().run_in_executor(None, _File, Path(source.origin))
+            try:
+                return await asyncio.shield(opening)
+            except asyncio.CancelledError:
+                opening.add_done_callback(_close_unseen)
+                raise
         case _:
             return _Given(source.origin, source)
 
 
 class _Remote(OpenSource):
     def __init__(self, source: Source, response: Response, client: AsyncClient) -> None:
-        super().__init__(
-            response.url, response.filename, response.content_length, content_type=response.content_type or None
-        )
+        length = source.length if response.content_length is None else response.content_length
+        super().__init__(response.url, response.filename, length, content_type=response.content_type or None)
         self.status = response.status
         self.attempts = response.request.attempt
         self._source = source
@@ -137,62 +138,114 @@ class _Remote(OpenSource):
             self._response = await self._resumed(offset, failure)
 
     async def _resumed(self, offset: int, failure: PenstockError) -> Response:
-        """The rest of the body; the failure itself when there is no way to get it."""
+        """The rest of the body, asked for as often as the policy allows.
+
+        Raises:
+            StreamTruncated, StreamStalled, ProtocolError: The failure that broke the body, when there is no way.
+        """
         retry = self._client.retry
-        pause = retry.delay(failure, attempt=self.attempts, may_repeat=True, now=time.time(), draw=random.random())
-        if pause is None or not retryable(failure) or self._validator is None:
+        trouble = failure
+        while self._validator is not None and retryable(trouble):
+            draw = random.random()
+            pause = retry.delay(trouble, attempt=self.attempts, may_repeat=True, now=time.time(), draw=draw)
+            if pause is None:
+                break
+            await asyncio.sleep(pause)
+            self.attempts += 1
+            headers = {**self._source.headers, "Range": f"bytes={offset}-", "If-Range": self._validator}
+            try:
+                response = await self._client.get(str(self._source.origin)).headers(headers).retry(0).send()
+            except PenstockError as error:
+                trouble = error
+                continue
+            if self._goes_on(response, offset):
+                return response
+            await response.aclose()
+            trouble = response.status_error()
+        if trouble is failure:
             raise failure
-        await asyncio.sleep(pause)
-        self.attempts += 1
-        headers = {**self._source.headers, "Range": f"bytes={offset}-", "If-Range": self._validator}
-        response = await self._client.get(str(self._source.origin)).headers(headers).retry(0).send()
-        if response.status == 206 and response.headers.get("content-range", "").startswith(f"bytes {offset}-"):
-            return response
-        await response.aclose()
-        raise StreamTruncated(
-            f"{failure}; it could not be picked up from there: the source answered {response.status} "
-            "to a request for the rest (it may have changed)",
-            url=self.shown,
-        ) from failure
+        # Never the trouble itself: this is raised within the upload, where it would pass for the upload's own.
+        reason = str(trouble)
+        if isinstance(trouble, StatusError) and trouble.status < 400:
+            reason = f"the source answered {trouble.status} to a request for the rest (it may have changed)"
+        raise StreamTruncated(f"{failure}; it could not be picked up from there: {reason}", url=self.shown) from trouble
+
+    def _goes_on(self, response: Response, offset: int) -> bool:
+        """Whether this is the rest of that very body, to its end."""
+        said = response.headers.get("content-range", "")
+        unit, _, place = said.partition(" ")
+        span, _, total = place.partition("/")
+        first, _, last = span.partition("-")
+        return (
+            response.status == 206
+            and unit == "bytes"
+            and first == str(offset)
+            and (total == "*" or (total.isdigit() and last == str(int(total) - 1)))
+            and response.headers.get("etag", self._validator) == self._validator
+        )
 
 
 class _File(OpenSource):
+    """A file, opened once: the one that was there is read whatever takes its name, and a FIFO loses no writer."""
+
     def __init__(self, path: Path) -> None:
-        status = path.stat()
+        try:
+            self._file = path.open("rb", buffering=0)
+        except IsADirectoryError:
+            raise IsADirectoryError(21, "is a directory; name a file", str(path)) from None
+        status = os.fstat(self._file.fileno())
         regular = stat.S_ISREG(status.st_mode)
-        if stat.S_ISDIR(status.st_mode):
-            raise IsADirectoryError(21, "is a directory; name a file", str(path))
         name = fields.safe_filename(path.name) or "file"
         super().__init__(str(path), name, status.st_size if regular else None)
         self.replayable = regular
-        with path.open("rb"):
-            pass  # that it cannot be read shall be known before anything is sent
-        self._path = path
+        self._reading: asyncio.Future[bytes] | None = None
+
+    async def aclose(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file: now, or when the thread that reads it has done so, lest it find another behind its number."""
+        if self._reading is None or self._reading.done():
+            self._file.close()
+        else:
+            self._reading.add_done_callback(lambda _: self._file.close())
 
     async def read(self) -> AsyncIterator[bytes]:
-        sent = 0
-        with await asyncio.to_thread(self._path.open, "rb", buffering=0) as file:
-            while piece := await asyncio.to_thread(file.read, READ_SIZE):
-                sent += len(piece)
-                yield piece
-        if self.length is not None and sent != self.length:
-            raise StreamTruncated(
-                f"{self.shown} changed while it was read: it had {self.length:,} bytes and gave {sent:,}", url=None
-            )
+        if self.replayable:
+            self._file.seek(0)
+        loop = asyncio.get_running_loop()
+        while True:
+            self._reading = loop.run_in_executor(None, self._file.read, READ_SIZE)
+            piece = await asyncio.shield(self._reading)
+            if not piece:
+                return
+            yield piece
+
+
+def _close_unseen(opening: asyncio.Future[_File]) -> None:
+    """Close a file that was opened for somebody who has been cancelled meanwhile."""
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
 
 
 class _Given(OpenSource):
     def __init__(self, chunks: AsyncIterable[bytes], source: Source) -> None:
         super().__init__(source.shown, "file", source.length)
-        self._chunks = chunks
+        self._chunks = aiter(chunks)
+
+    async def aclose(self) -> None:
+        if isinstance(self._chunks, AsyncGenerator):
+            await self._chunks.aclose()  # what it holds is let go of now, not when somebody forgets it
 
     def read(self) -> AsyncIterator[bytes]:
-        return aiter(self._chunks)
+        return self._chunks
 
 
 def _strong_validator(response: Response) -> str | None:
     """What identifies this very version of the source, byte for byte (RFC 9110 §8.8.3, §13.1.5)."""
     etag = response.headers.get("etag", "")
+    if response.status != 200:  # a part, whose offsets are not ours
+        return None
     if not etag.startswith('"') or response.headers.get("content-encoding", "identity") != "identity":
         return None
     return str(etag) if response.headers.get("accept-ranges", "") == "bytes" else None
