@@ -15,7 +15,7 @@ ifneq ($(MADE_FOR),$(CURDIR))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak check format coverage docs lock clean
+.PHONY: help setup demo test soak bench check format coverage docs lock clean
 
 help: ## show this list
 	@echo 'usage: make TARGET'
@@ -35,6 +35,10 @@ test: $(STAMP) ## run every test but the soak tests
 
 soak: $(STAMP) ## run the slow, seeded tests
 	@$(BIN)/python -m pytest -m soak
+
+bench: $(STAMP) ## measure beside its peers (QUICK=1: a first look; ONLY=relay,pipe: some of it)
+	@$(PIP) install -qq --require-hashes -r requirements/bench.txt
+	@$(BIN)/python -m bench $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
 check: $(STAMP) ## format, lint, types, import contracts, docs in step with the code
 	@failed=; \
@@ -71,6 +75,7 @@ lock: $(STAMP) ## write requirements/ anew, from pyproject.toml and the newest r
 	@$(UV_COMPILE) --group lock --output-file requirements/lock.txt
 	@$(UV_COMPILE) pyproject.toml --output-file requirements/runtime.txt
 	@$(UV_COMPILE) pyproject.toml --group dev --output-file $(LOCKED)
+	@$(UV_COMPILE) --group bench --constraint $(LOCKED) --output-file requirements/bench.txt
 
 clean: ## remove .venv, caches and build results
 	rm -rf $(VENV) build dist htmlcov .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

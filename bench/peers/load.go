@@ -26,6 +26,8 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -249,9 +251,10 @@ func (s *stream) take(data []byte, next *int, measuring bool) []byte {
 	}
 }
 
+const openWithin = 6 * time.Second
+
 func read(url string, streams int, warmup, length time.Duration) {
-	var measuring sync.RWMutex // held by the measurement while it changes what `counts` says
-	counts := false
+	var measuring atomic.Bool
 	shared := client(streams)
 	all := make([]*stream, streams)
 	var opened, ended sync.WaitGroup
@@ -278,10 +281,7 @@ func read(url string, streams int, warmup, length time.Duration) {
 			for {
 				size, err := response.Body.Read(buffer[rest:])
 				if size > 0 {
-					measuring.RLock()
-					now := counts
-					measuring.RUnlock()
-					rest = copy(buffer, mine.take(buffer[:rest+size], &next, now))
+					rest = copy(buffer, mine.take(buffer[:rest+size], &next, measuring.Load()))
 					started()
 				}
 				if err != nil {
@@ -293,14 +293,20 @@ func read(url string, streams int, warmup, length time.Duration) {
 			}
 		}()
 	}
-	opened.Wait()
+	ready := make(chan struct{})
+	go func() { opened.Wait(); close(ready) }()
+	select {
+	case <-ready:
+	case <-time.After(openWithin):
+		say(map[string]any{"phase": "behind"}) // the first streams already keep it too busy to open the last ones
+		return
+	}
 	time.Sleep(warmup)
-	set := func(value bool) { measuring.Lock(); counts = value; measuring.Unlock() }
-	set(true)
+	measuring.Store(true)
 	begun := time.Now()
 	say(map[string]any{"phase": "begin"})
 	time.Sleep(length)
-	set(false)
+	measuring.Store(false)
 	took := time.Since(begun).Seconds()
 	say(map[string]any{"phase": "end"})
 	events, reads, lost, broken := 0, 0, 0, 0
@@ -397,7 +403,14 @@ func hold(address string, connections int) {
 			failure = err.Error()
 		}
 	}
-	say(map[string]any{"open": connections - failed, "failed": failed, "failure": failure})
+	time.Sleep(300 * time.Millisecond)
+	closed := 0
+	for _, connection := range held {
+		if connection != nil && isClosed(connection) {
+			closed++
+		}
+	}
+	say(map[string]any{"open": connections - failed, "failed": failed, "failure": failure, "closed": closed})
 	io.Copy(io.Discard, os.Stdin)
 	for _, connection := range held {
 		if connection != nil {
@@ -406,12 +419,28 @@ func hold(address string, connections int) {
 	}
 }
 
+// isClosed tells whether the other side has closed a connection.
+func isClosed(connection net.Conn) bool {
+	raw, err := connection.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		return true
+	}
+	closed := false
+	raw.Read(func(descriptor uintptr) bool {
+		size, _, err := syscall.Recvfrom(int(descriptor), make([]byte, 1), syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+		closed = size == 0 && err == nil || err == syscall.ECONNRESET
+		return true
+	})
+	return closed
+}
+
 func open(host, request string, ends bool) (net.Conn, error) {
 	connection, err := net.Dial("tcp", host)
 	if err != nil {
 		return nil, err
 	}
 	connection.SetDeadline(time.Now().Add(60 * time.Second))
+	defer connection.SetDeadline(time.Time{})
 	if _, err := io.WriteString(connection, request); err != nil {
 		return connection, err
 	}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import http.cookiejar
-import ssl
 import threading
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -21,6 +19,7 @@ from penstock.client.metrics import Metrics, combine
 from penstock.client.request import Middleware, Request
 from penstock.client.response import Response
 from penstock.client.settings import Limits, Timeout
+from penstock.engine.transport import Transport
 from penstock.resilience.breaker import Breaker, State
 from penstock.resilience.retry import Retry
 from penstock.wire import headers as fields
@@ -177,22 +176,18 @@ def _http_client(limits: Limits, *, keep_cookies: bool) -> httpx2.AsyncClient:
     if not keep_cookies:
         jar = http.cookiejar.CookieJar(policy=http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
     return httpx2.AsyncClient(
-        verify=_tls(),
+        transport=Transport(
+            limits=httpx2.Limits(
+                max_connections=None,
+                max_keepalive_connections=limits.max_idle,
+                keepalive_expiry=limits.idle_timeout,
+            ),
+            max_idle_per_host=limits.max_idle_per_host,
+        ),
         headers=defaults,
         cookies=jar,
         timeout=None,
-        limits=httpx2.Limits(
-            max_connections=None,
-            max_keepalive_connections=limits.max_idle,
-            keepalive_expiry=limits.idle_timeout,
-        ),
     )
-
-
-@functools.cache
-def _tls() -> ssl.SSLContext:
-    """One context for all clients: reading the system's certificates takes 30 ms and a megabyte each time."""
-    return httpx2.create_ssl_context()
 
 
 def _checked_method(method: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -20,6 +20,7 @@ import httpx2
 
 from penstock.client import seam
 from penstock.client.request import Request
+from penstock.engine.connection import Exchange, Patience
 from penstock.errors import DecodeError, LimitExceeded, PenstockError, StatusError, StreamStalled
 from penstock.wire import headers as fields
 
@@ -59,7 +60,9 @@ class Response:
 
     def __init__(self, raw: httpx2.Response, request: Request, *, started_at: float, deadline: float | None) -> None:
         self._raw = raw
+        self._exchange: Exchange | None = raw.extensions.get("penstock.exchange")
         self._body: AsyncGenerator[bytes, None] | None = None
+        self._source: AsyncGenerator[bytes, None] | None = None
         self._started_at = started_at
         self._deadline = deadline
         self._callbacks: list[Callable[[End], None]] = []
@@ -123,13 +126,60 @@ class Response:
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         """The body's bytes as they arrive, content codings undone. Once."""
-        return self._once(self._raw.aiter_bytes())
+        if self._exchange is not None and self.headers.get("content-encoding", "identity") == "identity":
+            return self._once(self._from_engine(self._exchange))
+        return self._once(self._from_httpx2(self._raw.aiter_bytes()))
 
     def raw(self) -> AsyncGenerator[bytes, None]:
         """The body's bytes as they are on the wire, content codings left as they are. Once."""
-        return self._once(self._raw.aiter_raw())
+        if self._exchange is not None:
+            return self._once(self._from_engine(self._exchange))
+        return self._once(self._from_httpx2(self._raw.aiter_raw()))
 
-    def _once(self, source: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    @property
+    def can_push(self) -> bool:
+        """Whether `push` works: the engine carries this response."""
+        return self._exchange is not None
+
+    async def push(
+        self, sink: Callable[[bytes], None], attach: Callable[[Callable[[], None], Callable[[], None]], None]
+    ) -> None:
+        """Give the body's bytes, as they are on the wire, to a sink in the callbacks that bring them. Once.
+
+        Returns at the body's end, and raises as iterating does. In between no task wakes and nothing is queued.
+
+        Cancellation: the connection is closed.
+
+        Args:
+            sink: Called with each piece; must neither raise nor block.
+            attach: Called once with two functions, to pause and to resume what comes.
+        """
+        exchange = self._exchange
+        if exchange is None or self._body is not None or self.end is not None:
+            raise RuntimeError(f"{self.url}: the body cannot be pushed: it was read, or another transport carries it")
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[PenstockError | None] = loop.create_future()
+        self._be_patient(exchange)
+        self._body = self._nothing()
+        exchange.push(sink, lambda error: None if ended.done() else ended.set_result(error))
+        attach(exchange.pause, exchange.resume)
+        try:
+            error = await ended
+        except BaseException:
+            self.bytes_received = exchange.received
+            await self._close("cancelled")
+            raise
+        self.bytes_received = exchange.received
+        if self.bytes_received and self._on_first is not None:
+            self._on_first()
+        if error is None:
+            await self._close("complete")
+            return
+        known = self._known(error)
+        await self._close("failed", known)
+        raise known from (None if known is error else error)
+
+    def _once(self, source: Callable[[], Awaitable[bytes]]) -> AsyncGenerator[bytes, None]:
         if self._body is not None or self.end is not None:
             raise RuntimeError(f"{self.url}: the body was already read, or closed: it can be read once")
         self._body = self._pieces(source)
@@ -189,35 +239,46 @@ class Response:
         """
         return _json(await self.read(), self.url)
 
-    async def _pieces(self, source: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    def _from_engine(self, exchange: Exchange) -> Callable[[], Awaitable[bytes]]:
+        """Reads that go straight to the engine, whose own timers are as fair as ours."""
+        self._be_patient(exchange)
+        return exchange.read
+
+    def _be_patient(self, exchange: Exchange) -> None:
+        timeout = self.request.timeout
+        exchange.allow(Patience(first=timeout.first_event, between=timeout.between_events), self._deadline)
+
+    def _from_httpx2(self, source: AsyncGenerator[bytes, None]) -> Callable[[], Awaitable[bytes]]:
+        """Reads from any other transport, each with a timer: it stands still while our own reader is busy."""
         loop = asyncio.get_running_loop()
         timeout = self.request.timeout
-        patience = timeout.first_event
+        self._source = source
+
+        async def read() -> bytes:
+            patience = timeout.between_events if self.bytes_received else timeout.first_event
+            timer = asyncio.timeout_at(_earlier(loop.time(), patience, self._deadline))
+            try:
+                async with timer:
+                    return await anext(source, b"")
+            except TimeoutError:
+                if not timer.expired():
+                    raise  # the transport's own
+                raise StreamStalled("the stream went silent") from None
+
+        return read
+
+    async def _pieces(self, read: Callable[[], Awaitable[bytes]]) -> AsyncGenerator[bytes, None]:
         try:
-            while True:
-                # A timer per read, not for the whole body: it stands still while our own reader is busy.
-                timer = asyncio.timeout_at(_earlier(loop.time(), patience, self._deadline))
-                try:
-                    async with timer:
-                        piece = await anext(source)
-                except StopAsyncIteration:
-                    break
-                except TimeoutError:
-                    if not timer.expired():
-                        raise  # the transport's own
-                    raise StreamStalled(f"{self.url}: {self._patience_lost(loop.time())}", url=self.url) from None
-                if self.bytes_received == 0:
-                    patience = timeout.between_events
-                    if self._on_first is not None:
-                        self._on_first()
+            while piece := await read():
+                if not self.bytes_received and self._on_first is not None:
+                    self._on_first()
                 self.bytes_received += len(piece)
                 yield piece
-        except PenstockError as error:
-            await self._close("failed", error)
-            raise
         except Exception as error:
-            known = seam.translate(error, self.url, "body", received=self.bytes_received)
+            known = self._known(error)
             await self._close("failed", known)
+            if known is error:
+                raise
             raise known from error
         except BaseException:
             await self._close("cancelled")
@@ -225,8 +286,20 @@ class Response:
         else:
             await self._close("complete")
         finally:
-            with anyio.CancelScope(shield=True):
-                await source.aclose()
+            if self._source is not None:
+                with anyio.CancelScope(shield=True):
+                    await self._source.aclose()
+
+    async def _nothing(self) -> AsyncGenerator[bytes, None]:
+        nothing: tuple[bytes, ...] = ()
+        for piece in nothing:
+            yield piece
+
+    def _known(self, error: Exception) -> PenstockError:
+        """Our error, with the URL in it."""
+        if isinstance(error, StreamStalled):
+            return StreamStalled(f"{self.url}: {self._patience_lost(asyncio.get_running_loop().time())}", url=self.url)
+        return seam.translate(error, self.url, "body", received=self.bytes_received)
 
     def _patience_lost(self, now: float) -> str:
         timeout = self.request.timeout

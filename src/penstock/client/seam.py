@@ -17,7 +17,9 @@ from penstock.errors import (
     ConnectError,
     ConnectTimeout,
     DecodeError,
+    InBandError,
     InvalidURL,
+    LimitExceeded,
     PenstockError,
     ProtocolError,
     ReadError,
@@ -95,8 +97,10 @@ def translate(error: Exception, url: str, phase: Phase, *, received: int = 0) ->
         received: Body bytes that had come.
     """
     url = shown(url)
-    if isinstance(error, PenstockError):
+    if isinstance(error, PenstockError) and error.url is not None:
         return error
+    if isinstance(error.__cause__, LimitExceeded):
+        return located(error.__cause__, url)
     if isinstance(error, httpx2.TooManyRedirects):
         return ProtocolError(f"{url}: too many redirects", url=url)
     if isinstance(error, httpx2.DecodingError):
@@ -124,8 +128,19 @@ def translate(error: Exception, url: str, phase: Phase, *, received: int = 0) ->
     return TransportError(f"{url}: {_why(error)}", url=url)
 
 
+def located(error: PenstockError, url: str) -> PenstockError:
+    """An error of the engine's, which knows no URL, with the URL in it."""
+    error.args = (f"{shown(url)}: {error}",)
+    error.url = shown(url)
+    return error
+
+
 def _broken_body(error: Exception, url: str, received: int) -> PenstockError:
     after = f"after {received:,} bytes"
+    if isinstance(error, LimitExceeded | InBandError):
+        return located(error, url)
+    if isinstance(error, ProtocolError):
+        return ProtocolError(f"{url}: the response's framing is broken {after}: {_why(error)}", url=url)
     if isinstance(error, httpx2.TimeoutException):
         return StreamStalled(f"{url}: the stream went silent {after}", url=url)
     if isinstance(error, httpx2.RemoteProtocolError) and not _is_early_close(error):
@@ -135,7 +150,7 @@ def _broken_body(error: Exception, url: str, received: int) -> PenstockError:
 
 
 def _is_early_close(error: Exception) -> bool:
-    return isinstance(error, httpx2.RemoteProtocolError) and "closed connection" in str(error)
+    return isinstance(error, httpx2.RemoteProtocolError | StreamTruncated) and "closed connection" in str(error)
 
 
 def _no_connection(error: Exception, url: str) -> ConnectError:

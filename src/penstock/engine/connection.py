@@ -9,7 +9,8 @@ push   a sink is called with each piece, in the callback that brought it; the si
 
 An exchange ends once. *Complete*: the body's end was seen; the connection goes back to its pool if both sides left it
 in order. *Failed*: the connection is aborted, what had come can still be read, then the error is raised. *Abandoned*:
-the reader closed it first; the connection is aborted.
+the reader closed it first; the connection is aborted. A response that is whole before its request is sent is complete
+only when both are, unless it says that the rest is not wanted: whoever reads its end may trust that all was sent.
 
 A timer runs only while we wait for the peer: for its head once the request is sent, for more of the body while a reader
 waits or a sink is open. Whoever stops reading stops the clock.
@@ -18,9 +19,11 @@ waits or a sink is open. Whoever stops reading stops the clock.
 from __future__ import annotations
 
 import asyncio
+import math
+import select
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 from penstock.engine.framing import MAX_INFORMATIONAL, Framing, Head, ResponseParser
@@ -37,6 +40,13 @@ from penstock.errors import (
 
 HIGH_WATER = 256 * 1024
 CONTINUE_SECONDS = 1.0
+
+
+class BodyLengthError(ProtocolError):
+    """The request's body is not as long as its Content-Length says."""
+
+    category = "application"
+
 
 Sink = Callable[[bytes], None]
 OnEnd = Callable[[PenstockError | None], None]
@@ -93,6 +103,13 @@ class Connection(asyncio.Protocol):
         self._write_paused = False
         self._gone: asyncio.Future[None] = loop.create_future()
 
+    @property
+    def usable(self) -> bool:
+        """Whether a request may go out on it: asks the kernel too, for the loop may not have had the time to."""
+        if self.closed or self.transport.is_closing():
+            return False
+        return not _readable(self.transport.get_extra_info("socket").fileno())
+
     # -- asyncio's callbacks -------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -104,16 +121,18 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         if self._exchange is not None:
             self._exchange.ended(None)
+        else:
+            self.closed = True
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
-        aborted = self.closed and error is None
         self.closed = True
         self._feed = _ignore
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
-            # Our own abort must not pass for the peer's close, which would make a body that ends by close look whole.
-            exchange.ended(ConnectionAbortedError() if aborted else error)
+            # A proper end has been told by `eof_received`. Without one, be it our own abort or a TLS connection cut off
+            # by whoever sits between, a body that ends by close must not look whole.
+            exchange.ended(error or ConnectionAbortedError("the connection was cut off"))
         self._write_paused = False
         if self._writable is not None and not self._writable.done():
             self._writable.set_result(None)
@@ -144,7 +163,7 @@ class Connection(asyncio.Protocol):
         """Take the connection back: into the pool, or out of the world."""
         self._exchange = None
         self._feed = self._unasked
-        if not reusable or self.closed or self.transport.is_closing():
+        if not reusable or self.closed or self.transport.is_closing() or self.transport.get_write_buffer_size():
             self.abort()
             return
         self.reused = True
@@ -163,8 +182,9 @@ class Connection(asyncio.Protocol):
         await asyncio.shield(self._gone)
 
     def write(self, data: bytes) -> None:
-        """Send; never blocks, see `drained`."""
-        self.transport.write(data)
+        """Send; never blocks, see `drained`. On a lost connection it does nothing: `Exchange.ended` has told."""
+        if not self.closed:
+            self.transport.write(data)
 
     @property
     def write_paused(self) -> bool:
@@ -175,22 +195,31 @@ class Connection(asyncio.Protocol):
         """Wait until more may be written, or the connection is lost.
 
         Raises:
-            WriteTimeout: The peer takes nothing.
+            WriteTimeout: The peer takes nothing for so long.
         """
-        if not self._write_paused:
-            return
-        self._writable = self.loop.create_future()
-        try:
-            async with asyncio.timeout(timeout):
-                await self._writable
-        except TimeoutError:
-            raise WriteTimeout("the server stopped reading the request") from None
-        finally:
-            self._writable = None
+        while self.write_paused:
+            unsent = self.transport.get_write_buffer_size()
+            self._writable = self.loop.create_future()
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._writable
+            except TimeoutError:
+                if self.transport.get_write_buffer_size() >= unsent:
+                    raise WriteTimeout("the server stopped reading the request") from None
+            finally:
+                self._writable = None
 
     def _unasked(self, data: bytes) -> None:
         """Bytes that nobody asked for: what is said on this connection can no longer be told apart."""
         self.abort()
+
+
+def _readable(descriptor: int) -> bool:
+    if not hasattr(select, "poll"):  # Windows, which has no bound on what select() takes
+        return bool(select.select([descriptor], [], [], 0)[0])
+    poller = select.poll()
+    poller.register(descriptor, select.POLLIN)
+    return bool(poller.poll(0))
 
 
 def _ignore(data: bytes) -> None:
@@ -203,6 +232,8 @@ class Exchange:
     Attributes:
         received: Body bytes so far.
         answered: Whether any byte of a response has come.
+        written: Whether any byte of the request has gone out.
+        body_error: What the request's own body raised.
         parser: Of the response; its trailers, when the body is complete.
     """
 
@@ -214,9 +245,13 @@ class Exchange:
         self.parser = ResponseParser(request.method, self._take)
         self.received = 0
         self.answered = False
+        self.written = False
+        self.body_error: Exception | None = None
         self._head: Head | None = None
         self._remaining = 0
         self._surplus = False
+        self._whole = False
+        self._declined = False
         self._seen = 0
         self._informational = 0
         self._head_waiter: asyncio.Future[None] | None = None
@@ -232,7 +267,9 @@ class Exchange:
         self._complete = False
         self._error: PenstockError | None = None
         self._deadline: float | None = None
+        self._until: float | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
 
     @property
     def head(self) -> Head:
@@ -253,15 +290,21 @@ class Exchange:
             ProtocolError, LimitExceeded: The answer is not one.
             Exception: Whatever the request's own body raised.
         """
-        self._connection.begin(self, self._feed_head)
-        request = self._request
+        connection, request = self._connection, self._request
+        if connection.closed:
+            raise ReadError("the server closed the connection without sending a response")
+        connection.begin(self, self._feed_head)
+        self.written = True
         try:
             self._head_waiter = self._loop.create_future()
             if isinstance(request.body, bytes):
-                self._connection.write(request.head + request.body if request.body else request.head)
-                self._request_sent()
+                connection.write(request.head + request.body if request.body else request.head)
+                if connection.write_paused:
+                    self._sender = self._loop.create_task(self._send_rest())
+                else:
+                    self._request_sent()
             else:
-                self._connection.write(request.head)
+                connection.write(request.head)
                 if request.expects_continue:
                     self._continue = self._loop.create_future()
                 self._sender = self._loop.create_task(self._send_body(request.body))
@@ -274,40 +317,58 @@ class Exchange:
         assert self._head is not None
         return self._head
 
-    async def _send_body(self, body: AsyncIterator[bytes]) -> None:
-        connection = self._connection
-        timeout = self._patience.write
-        left = self._request.length
-        try:
-            if not await self._continued():
-                return
-            async for piece in body:
-                if not piece:
-                    continue
-                if connection.closed:
-                    raise WriteError("the connection was lost while the request was sent")
-                if left is None:
-                    connection.write(b"%x\r\n%b\r\n" % (len(piece), piece))
-                else:
-                    left -= len(piece)
-                    if left < 0:
-                        raise ProtocolError("the request's body is longer than its Content-Length")
-                    connection.write(piece)
-                if connection.write_paused:
-                    await connection.drained(timeout)
-            if left:
-                raise ProtocolError(f"the request's body ended {left:,} bytes before its Content-Length")
-            if left is None:
-                connection.write(b"0\r\n\r\n")
+    async def _send_rest(self) -> None:
+        """The body is written, and more than the socket takes."""
+        if await self._drained():
             self._request_sent()
+
+    async def _drained(self) -> bool:
+        try:
+            await self._connection.drained(self._patience.write)
+        except WriteTimeout as error:
+            self._fail(error)
+        return not self._connection.closed
+
+    async def _send_body(self, body: AsyncIterator[bytes]) -> None:
+        try:
+            try:
+                await self._send_pieces(body)
+            finally:
+                close = getattr(body, "aclose", None)
+                if close is not None:
+                    await close()
         except asyncio.CancelledError:
+            self._fail(WriteError("the request's body was cancelled"))  # unless it was by us: then all has been said
             raise
         except Exception as error:
             self._body_failed(error)
-        finally:
-            close = getattr(body, "aclose", None)
-            if close is not None:
-                await close()
+
+    async def _send_pieces(self, body: AsyncIterator[bytes]) -> None:
+        connection = self._connection
+        left = self._request.length
+        if not await self._continued():
+            return
+        async for piece in body:
+            if not piece:
+                continue
+            if connection.closed:
+                return  # what that means for the answer has been said by `ended`
+            if left is None:
+                connection.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+            else:
+                left -= len(piece)
+                if left < 0:
+                    self._fail(BodyLengthError("the request's body is longer than its Content-Length"))
+                    return
+                connection.write(piece)
+            if connection.write_paused and not await self._drained():
+                return
+        if left:
+            self._fail(BodyLengthError(f"the request's body ended {left:,} bytes before its Content-Length"))
+            return
+        if left is None:
+            connection.write(b"0\r\n\r\n")
+        self._request_sent()
 
     async def _continued(self) -> bool:
         """Wait for the 100 that was asked for; False when a final answer came in its place: the body is not wanted."""
@@ -320,25 +381,23 @@ class Exchange:
             pass  # a server that does not know the field says nothing
         finally:
             self._continue = None
-        return self._head is None
+        return not self._declined
 
     def _request_sent(self) -> None:
         self._sent = True
-        if self._complete:
-            self._give_back()
-        elif not self.answered:
+        if self._whole:
+            self._conclude()
+        elif self._head is None and self._error is None:
             self._expect(self._patience.first)
 
     def _body_failed(self, error: Exception) -> None:
-        """The request's body could not be produced or sent."""
-        if isinstance(error, WriteError) and self._connection.closed:
-            return  # what the connection's end means for the answer has been said by `ended`
+        """The request's own body raised: that is the caller's, and it gets it as it is, if it still waits."""
+        failure = WriteError(f"the request's body failed: {error!r}")
+        failure.__cause__ = error
         if self._head_waiter is not None and not self._head_waiter.done():
-            self._head_waiter.set_exception(error)  # whatever it is: it is the caller's own
-            self._error = WriteError("the request's body failed")
-            self._connection.abort()
-            return
-        self._fail(error if isinstance(error, PenstockError) else WriteError(f"the request's body failed: {error}"))
+            self.body_error = error
+            self._head_waiter.set_exception(error)
+        self._fail(failure)
 
     # -- the head ------------------------------------------------------------------------------------------------
 
@@ -348,6 +407,8 @@ class Exchange:
             rest = self.parser.feed_head(data)
             while rest is not None and 100 <= self.parser.head.status < 200 and self.parser.head.status != 101:
                 rest = self._informed(rest)
+            if rest is not None and self.parser.head.status == 101 and b"\r\nupgrade:" not in self._request.head.lower():
+                raise ProtocolError("the server switches protocols, which was not asked for")
         except PenstockError as error:
             self._fail(error)
             return
@@ -358,6 +419,7 @@ class Exchange:
         if self._head_waiter is not None and not self._head_waiter.done():
             self._head_waiter.set_result(None)
         if self._continue is not None and not self._continue.done():
+            self._declined = True
             self._continue.set_result(None)
         self._begin_body(head, rest)
 
@@ -368,6 +430,8 @@ class Exchange:
             raise ProtocolError("the server sends one 1xx after another")
         if self._continue is not None and not self._continue.done():
             self._continue.set_result(None)
+        if self._sent:
+            self._expect(self._patience.first)
         self.parser = ResponseParser(self._request.method, self._take)
         return self.parser.feed_head(rest) if rest else None
 
@@ -386,9 +450,21 @@ class Exchange:
                 feed = self._feed_chunked
             case _:
                 feed = self._take
+                if head.framing is Framing.TUNNEL:
+                    self._patience = Patience(self._patience.write)  # silence is no fault in what follows
         self._connection.feed_to(feed)
         if rest:
             feed(rest)
+
+    def allow(self, patience: Patience, until: float | None) -> None:
+        """Set the patience with the body.
+
+        Args:
+            patience: `first` counts to its first byte, `between` from then on; `write` stays what it was.
+            until: The instant of the loop's clock by which the body must have ended.
+        """
+        self._patience = replace(patience, write=self._patience.write)
+        self._until = until
 
     # -- the body, as it comes -----------------------------------------------------------------------------------
 
@@ -403,8 +479,11 @@ class Exchange:
         self._finish(surplus=left < 0)
 
     def _feed_chunked(self, data: bytes) -> None:
+        before = self.received
         try:
             complete = self.parser.feed_chunked(data)
+            if not self.parser.surplus:
+                self.parser.count_overhead(len(data), self.received - before)
         except PenstockError as error:
             self._fail(error)
             return
@@ -430,34 +509,49 @@ class Exchange:
         """The connection has ended: the peer closed it (None) or it was lost."""
         if self._complete or self._error is not None:
             return
+        if self._whole:
+            self._conclude()
+            return
+        failure: PenstockError
         if self._head is None:
-            self._fail(ReadError("the connection was lost" if error else "the server closed the connection"))
+            how = "the connection was lost" if error else "the server closed the connection"
+            failure = ReadError(f"{how} without sending a response")
         elif self._head.framing in (Framing.CLOSE, Framing.TUNNEL) and error is None:
             self._finish(surplus=False)
+            return
         else:
-            how = "was lost" if error else "was closed"
+            how = "the connection was lost" if error else "the server closed connection"
             missing = f", {self._remaining:,} short of its length" if self._remaining else ""
-            self._fail(StreamTruncated(f"the connection {how} after {self.received:,} bytes of the body{missing}"))
+            failure = StreamTruncated(f"{how} after {self.received:,} bytes of the body{missing}")
+        failure.__cause__ = error
+        self._fail(failure)
 
     def _finish(self, *, surplus: bool) -> None:
-        self._complete = True
+        """The response is whole."""
+        self._whole = True
         self._surplus = surplus
         self._expect(None)
-        self._wake()
-        if self._sent:
-            self._give_back()
-        elif self._sender is None or self._sender.done() or not self.head.keep_alive or self.head.status >= 300:
-            # An answer that does not wait for the rest of the request does not want it.
-            self._stop_sending()
-            self._connection.finish(reusable=False)
+        if self._sent or self._declined or not self.head.keep_alive or self.head.status >= 300:
+            self._conclude()  # an answer that does not wait for the rest of the request does not want it
+        else:
+            self._connection.feed_to(self._late)
 
-    def _give_back(self) -> None:
-        self._connection.finish(reusable=self.head.keep_alive and not self._surplus)
+    def _late(self, data: bytes) -> None:
+        """More than the response, while the request is still being sent."""
+        self._surplus = True
+
+    def _conclude(self) -> None:
+        self._complete = True
+        self._paused = False
+        self._stop_sending()
+        self._connection.finish(reusable=self._sent and self.head.keep_alive and not self._surplus)
+        self._wake()
 
     def _fail(self, error: PenstockError) -> None:
         if self._complete or self._error is not None:
             return
         self._error = error
+        self._paused = False
         self._expect(None)
         self._stop_sending()
         if self._head_waiter is not None and not self._head_waiter.done():
@@ -474,7 +568,7 @@ class Exchange:
             on_end(self._error)
 
     def _stop_sending(self) -> None:
-        if self._sender is not None and not self._sender.done():
+        if not self._sent and self._sender is not None and self._sender is not asyncio.current_task(self._loop):
             self._sender.cancel()
 
     # -- pull ----------------------------------------------------------------------------------------------------
@@ -496,7 +590,7 @@ class Exchange:
             if self._paused:
                 self.resume()
             self._waiter = waiter = self._loop.create_future()
-            self._expect(self._patience.between)
+            self._expect(self._patience.between if self.received else self._patience.first)
             try:
                 await waiter
             finally:
@@ -515,8 +609,11 @@ class Exchange:
     def push(self, sink: Sink, on_end: OnEnd) -> None:
         """Call the sink with each piece from now on, in the callback that brings it; then on_end, once.
 
-        Both are called from the event loop and must not raise or block.
+        Both are called from the event loop and must not raise or block. The rest of what one callback brought still
+        comes after a `pause`. on_end is called when the exchange is closed too.
         """
+        if self._paused:
+            self.resume()
         while self._chunks:
             sink(self._chunks.popleft())
         self._held = 0
@@ -524,12 +621,13 @@ class Exchange:
             on_end(self._error)
             return
         self._sink, self._on_end = sink, on_end
-        if self._paused:
-            self.resume()
-        self._expect(self._patience.between)
+        if not self._paused:
+            self._watch()
 
     def pause(self) -> None:
         """Stop reading the socket; the timer stands still."""
+        if self._complete or self._error is not None:
+            return  # the connection may be another exchange's by now
         self._paused = True
         self._deadline = None
         if not self._connection.closed:
@@ -537,35 +635,59 @@ class Exchange:
 
     def resume(self) -> None:
         """Read the socket again."""
+        if self._complete or self._error is not None:
+            return
         self._paused = False
         if not self._connection.closed:
             self._connection.transport.resume_reading()
         if self._sink is not None:
-            self._expect(self._patience.between)
+            self._watch()
 
     # -- time ----------------------------------------------------------------------------------------------------
 
     def _expect(self, seconds: float | None) -> None:
         """Start, or with None stop, waiting for the peer. One timer serves them all: it looks when it goes off."""
-        if seconds is None:
+        if self._whole or self._error is not None or (seconds is None and self._until is None):
             self._deadline = None
             return
-        self._deadline = self._loop.time() + seconds
-        if self._timer is None:
-            self._timer = self._loop.call_later(seconds, self._look)
+        now = self._loop.time()
+        deadline = self._until if seconds is None else now + seconds
+        assert deadline is not None
+        self._deadline = deadline if self._until is None else min(deadline, self._until)
+        self._look_by(now)
+
+    def _watch(self) -> None:
+        """Wait for what is pushed: for the first byte so long, and between two so long."""
+        self._seen = self.received
+        first, between = self._patience.first, self._patience.between
+        if self.received:
+            self._expect(between)
+        else:
+            self._expect(math.inf if first is None and between is not None else first)
+
+    def _look_by(self, now: float) -> None:
+        assert self._deadline is not None
+        when = self._deadline
+        if self._sink is not None and self._patience.between is not None:
+            when = min(when, now + self._patience.between)
+        if self._timer is not None:
+            if self._timer_at <= when:
+                return
+            self._timer.cancel()
+        self._timer_at = when
+        self._timer = self._loop.call_at(when, self._look)
 
     def _look(self) -> None:
         self._timer = None
         if self._deadline is None or self._complete or self._error is not None:
             return
-        if self._sink is not None and self.received != self._seen:
+        now = self._loop.time()
+        if self._sink is not None and self.received != self._seen and (self._until is None or now < self._until):
             # Pushed bytes do not move the deadline, for that would cost a look at the clock per piece: here it moves.
             self._seen = self.received
             self._expect(self._patience.between)
-            return
-        left = self._deadline - self._loop.time()
-        if left > 0:
-            self._timer = self._loop.call_later(left, self._look)
+        elif self._deadline > now:
+            self._look_by(now)
         elif self._head is not None:
             self._fail(StreamStalled(f"the stream went silent after {self.received:,} bytes"))
         else:
@@ -574,18 +696,14 @@ class Exchange:
     # -- the end -------------------------------------------------------------------------------------------------
 
     async def close(self) -> None:
-        """Let go: of a complete exchange nothing is left to do, any other aborts its connection."""
+        """Let go: of a complete exchange nothing is left to do, any other aborts its connection.
+
+        Cancellation: the connection is aborted all the same, and the request's body told to stop.
+        """
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._complete and self._sent:
-            return
-        if not self._complete and self._error is None:
-            self._error = StreamTruncated("the exchange was closed before its end")
-            self._connection.abort()
-        elif not self._sent:
-            self._connection.abort()
+        self._fail(StreamTruncated("the exchange was closed before its end"))
         sender = self._sender
-        if sender is not None and not sender.done():
-            sender.cancel()
+        if sender is not None and not sender.done() and sender is not asyncio.current_task(self._loop):
             await asyncio.wait({sender})

@@ -123,7 +123,7 @@ async def _race(loop: asyncio.AbstractEventLoop, addresses: list[Address], local
         return await _socket_to(loop, addresses[0], local)
     waiting = addresses[::-1]
     attempts: set[asyncio.Task[socket.socket]] = set()
-    failure: OSError | None = None
+    failure: BaseException | None = None
     won: socket.socket | None = None
     try:
         while won is None and (waiting or attempts):
@@ -134,15 +134,12 @@ async def _race(loop: asyncio.AbstractEventLoop, addresses: list[Address], local
             )
             for attempt in done:
                 error = attempt.exception()
-                if error is None:
-                    if won is None:
-                        won = attempt.result()
-                    else:
-                        attempt.result().close()
-                elif isinstance(error, OSError):
+                if error is not None:
                     failure = failure or error
+                elif won is None:
+                    won = attempt.result()
                 else:
-                    raise error
+                    attempt.result().close()
     finally:
         for attempt in attempts:
             attempt.cancel()

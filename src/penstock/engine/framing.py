@@ -10,7 +10,8 @@ an answer                                    its body
 to HEAD; 204, 304                            none, whatever its fields say
 101; 2xx to CONNECT                          the connection itself
 with Transfer-Encoding: chunked              chunks, to the last one and its trailers
-with Transfer-Encoding otherwise             to the end of the connection
+with Transfer-Encoding otherwise             refused: no other coding was asked for, and the caller would take
+                                             coded bytes for the content
 with Content-Length                          that many bytes
 otherwise                                    to the end of the connection
 ===========================================  ==========================================================
@@ -32,6 +33,7 @@ from penstock.errors import LimitExceeded, ProtocolError
 
 MAX_HEAD_BYTES = 128 * 1024
 MAX_OVERHEAD_BYTES = 16 * 1024
+CHUNK_OVERHEAD_BYTES = 64
 MAX_INFORMATIONAL = 32
 
 RawHeaders = list[tuple[bytes, bytes]]
@@ -93,7 +95,7 @@ class ResponseParser:
         self._searched = 0
         self._in_body = False
         self._surplus = False
-        self._progress = False
+        self._chunks = 0
         self._overhead = 0
         self._parser = httptools.HttpResponseParser(self)
 
@@ -106,13 +108,15 @@ class ResponseParser:
         """
         held = self._held
         held += data
-        end = held.find(b"\r\n\r\n", max(0, self._searched - 3))
-        self._searched = len(held)
-        if (self._searched if end < 0 else end) > MAX_HEAD_BYTES:
+        before, self._searched = self._searched, len(held)
+        end = held.find(b"\r\n\r\n", max(0, before - 3))
+        if (self._searched - 3 if end < 0 else end) > MAX_HEAD_BYTES:
             raise LimitExceeded(f"the response's head is longer than {MAX_HEAD_BYTES:,} bytes", limit="max_head_bytes")
         if not b"HTTP/1.".startswith(held[:7]):
             raise ProtocolError(f"what came begins with {bytes(held[:24])!r} and is not HTTP/1")
         if end < 0:
+            if held.count(b"\n", before) != held.count(b"\r\n", max(0, before - 1)):
+                raise ProtocolError("the response's head is malformed: a line ends without a CR")  # and would for ever
             return None
         try:
             self._parser.feed_data(bytes(held[: end + 4]))
@@ -122,6 +126,8 @@ class ResponseParser:
             raise ProtocolError(f"the response's head is malformed: {error}") from None
         self._in_body = True
         self.head.status = self._parser.get_status_code()
+        if self.head.status < 100:
+            raise ProtocolError(f"the response's status is {self.head.status:03}")
         self.head.version = self._parser.get_http_version()
         frame(self.head, self._method)
         self.complete = False
@@ -134,25 +140,30 @@ class ResponseParser:
 
         Raises:
             ProtocolError: The framing is broken.
-            LimitExceeded: A chunk's header, or the trailers, are longer than MAX_OVERHEAD_BYTES.
         """
-        self._progress = False
+        self._chunks = 0
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
             if not self.complete:
                 raise ProtocolError(f"the response's chunks are malformed: {error}") from None
             self._surplus = True
-        if self._progress:
-            self._overhead = 0
-        else:
-            self._overhead += len(data)
-        if self._overhead > MAX_OVERHEAD_BYTES or sum(len(n) + len(v) for n, v in self.trailers) > MAX_OVERHEAD_BYTES:
+        return self.complete
+
+    def count_overhead(self, received: int, body: int) -> None:
+        """Hold what `feed_chunked` was given last against the limit: so many bytes, so many of them the body's.
+
+        Raises:
+            LimitExceeded: A chunk's header, or the trailers, are longer than MAX_OVERHEAD_BYTES.
+        """
+        self._overhead += received - body
+        if self._overhead > MAX_OVERHEAD_BYTES + self._chunks * CHUNK_OVERHEAD_BYTES:
             raise LimitExceeded(
                 f"a chunk's header or the trailers are longer than {MAX_OVERHEAD_BYTES:,} bytes",
                 limit="max_overhead_bytes",
             )
-        return self.complete
+        if self._chunks or body:
+            self._overhead = 0
 
     @property
     def surplus(self) -> bool:
@@ -162,20 +173,25 @@ class ResponseParser:
     # -- llhttp's callbacks --------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        self._surplus = self._in_body
+        if self._in_body:
+            raise _SecondMessageError  # stops llhttp, which would pass its body on as more of ours
 
     def on_status(self, status: bytes) -> None:
         if not self._in_body:
             self.head.reason += status
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        (self.trailers if self._in_body else self.head.headers).append((name, value))
+        (self.trailers if self._in_body else self.head.headers).append((name, value.rstrip(b" \t")))
 
     def on_chunk_header(self) -> None:
-        self._progress = True
+        self._chunks += 1
 
     def on_message_complete(self) -> None:
         self.complete = True
+
+
+class _SecondMessageError(Exception):
+    """Another response begins behind the one that was asked for."""
 
 
 def frame(head: Head, method: bytes) -> None:
@@ -192,7 +208,7 @@ def frame(head: Head, method: bytes) -> None:
         if lowered == b"content-length":
             lengths.update(part.strip() for part in value.split(b","))
         elif lowered == b"transfer-encoding":
-            codings += [part.strip().lower() for part in value.split(b",") if part.strip()]
+            codings += [part.strip().lower() for part in value.split(b",")]
         elif lowered == b"connection":
             options.update(part.strip().lower() for part in value.split(b","))
     head.keep_alive = b"close" not in options and (head.version == "1.1" or b"keep-alive" in options)
@@ -204,10 +220,10 @@ def frame(head: Head, method: bytes) -> None:
     elif codings:
         if lengths:
             raise ProtocolError("the response has both a Content-Length and a Transfer-Encoding")
-        if codings[-1] == b"chunked" and codings.count(b"chunked") == 1 and head.version == "1.1":
-            head.framing = Framing.CHUNKED
-        else:
-            head.framing, head.keep_alive = Framing.CLOSE, False
+        if codings != [b"chunked"]:
+            raise ProtocolError(f"the response's Transfer-Encoding is {b', '.join(codings)[:80]!r}, not chunked alone")
+        head.framing = Framing.CHUNKED
+        head.keep_alive = head.keep_alive and head.version == "1.1"
     elif lengths:
         length = lengths.pop()
         if lengths or not (length.isdigit() and len(length) <= 19):

@@ -7,7 +7,9 @@ server closes leaves the pool in the very callback that tells of it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
+from contextlib import AbstractAsyncContextManager
 
 from penstock.engine.connection import Connection
 from penstock.engine.dial import Origin, dial
@@ -61,7 +63,13 @@ class Pool:
         return sum(map(len, self._idle.values()))
 
     async def acquire(
-        self, origin: Origin, *, connect_timeout: float | None, pool_timeout: float | None, fresh: bool = False
+        self,
+        origin: Origin,
+        *,
+        connect_timeout: float | None,
+        pool_timeout: float | None,
+        fresh: bool = False,
+        dialing: AbstractAsyncContextManager[object] | None = None,
     ) -> Connection:
         """A connection to an origin, for one exchange; it comes back by itself when that is complete.
 
@@ -72,65 +80,97 @@ class Pool:
             connect_timeout: Seconds for a new connection.
             pool_timeout: Seconds to wait for a place, where there is a bound.
             fresh: Not one that was used before.
+            dialing: Entered and left around the making of a new one.
         Raises:
             ConnectError: There is no new one to be had.
             PoolTimeout: max_connections are busy.
         """
-        while True:
+        deadline = None if pool_timeout is None else asyncio.get_running_loop().time() + pool_timeout
+        waited = False
+        while not self._closed:
             idle = self._idle.get(origin)
             while idle and not fresh:
                 connection = idle.pop()
-                if not connection.closed:
+                if connection.usable:
                     return connection
+                self._drop(connection)
             if self._max_connections is None or self._has_room():
-                break
-            await self._place(pool_timeout)
-        self._dialing += 1
-        try:
-            connection = await dial(origin, connect_timeout, self._local_address)
-        finally:
-            self._dialing -= 1
-        if self._closed:
-            connection.abort()
-            raise TransportError("the client was closed")
-        self._origins[connection] = origin
-        connection.on_idle = self._keep
-        connection.on_closed = self._forget
-        return connection
+                return await self._new(origin, connect_timeout, dialing or contextlib.nullcontext())
+            await self._place(deadline, first=waited)
+            waited = True
+        raise TransportError("the client was closed")
 
     async def aclose(self) -> None:
         """Close every connection, busy ones too."""
         self._closed = True
         if self._sweeper is not None:
             self._sweeper.cancel()
-        gone = [connection.gone() for connection in self._origins]
-        for connection in list(self._origins):
+        connections = list(self._origins)
+        for connection in connections:
             connection.abort()
-        await asyncio.gather(*gone)
+        while self._waiting:
+            self._wake()
+        await asyncio.gather(*(connection.gone() for connection in connections))
 
     # -- inside --------------------------------------------------------------------------------------------------
+
+    async def _new(
+        self, origin: Origin, timeout: float | None, dialing: AbstractAsyncContextManager[object]
+    ) -> Connection:
+        connection: Connection | None = None
+        self._dialing += 1
+        try:
+            async with dialing:
+                connection = await dial(origin, timeout, self._local_address)
+        except BaseException:
+            if connection is not None:
+                connection.abort()
+            raise
+        finally:
+            self._dialing -= 1
+            if connection is None or connection.closed:
+                self._wake()  # the place is free again
+        if self._closed:
+            connection.abort()
+            raise TransportError("the client was closed")
+        if not connection.closed:  # or it was lost before it was ever ours: `Exchange.start` says so
+            self._origins[connection] = origin
+            connection.on_idle = self._keep
+            connection.on_closed = self._forget
+        return connection
 
     def _has_room(self) -> bool:
         assert self._max_connections is not None
         if len(self._origins) + self._dialing < self._max_connections:
             return True
-        for idle in self._idle.values():
-            if idle:
-                idle.pop(0).abort()  # its place is worth more than its age
-                return True
+        if any(self._idle.values()):
+            self._drop(self._oldest())  # its place is worth more than its age
+            return True
         return False
 
-    async def _place(self, timeout: float | None) -> None:
+    async def _place(self, deadline: float | None, *, first: bool) -> None:
+        """Wait for a place to become free; first in the row where it was had before, and lost to someone quicker."""
         place = asyncio.get_running_loop().create_future()
-        self._waiting.append(place)
+        if first:
+            self._waiting.appendleft(place)
+        else:
+            self._waiting.append(place)
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout_at(deadline):
                 await place
-        except TimeoutError:
-            raise PoolTimeout(f"all {self._max_connections} connections are busy") from None
-        finally:
+        except BaseException as error:
             if place in self._waiting:
                 self._waiting.remove(place)
+            elif place.done() and not place.cancelled():
+                self._wake()  # called, and cannot come: the next one, then
+            if isinstance(error, TimeoutError):
+                raise PoolTimeout(f"all {self._max_connections} connections are busy") from None
+            raise
+
+    def _drop(self, connection: Connection) -> None:
+        """Close an idle connection; it gives up its place at once."""
+        self._forget(connection)
+        connection.abort()
 
     def _keep(self, connection: Connection) -> None:
         origin = self._origins.get(connection)

@@ -6,6 +6,7 @@ exceptions. The engine's own errors stay as the cause of what is raised.
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import httpx2
 
-from penstock.engine.connection import Connection, Exchange, Outgoing, Patience
+from penstock.engine.connection import BodyLengthError, Connection, Exchange, Outgoing, Patience
 from penstock.engine.dial import Origin
 from penstock.engine.framing import Framing
 from penstock.engine.pool import Pool, PoolTimeout
@@ -75,6 +76,7 @@ class Transport(httpx2.AsyncBaseTransport):
         self._trust_env = trust_env
         self._uds = uds
         self._tls: ssl.SSLContext | None = None
+        self._proxies = getproxies() if trust_env and uds is None else {}
         self._proxied: dict[str, httpx2.AsyncHTTPTransport] = {}
 
     async def __aenter__(self) -> Self:
@@ -102,19 +104,19 @@ class Transport(httpx2.AsyncBaseTransport):
         Raises:
             httpx2.TransportError: Of the kind that httpx2's own transport raises; the cause is the engine's error.
         """
-        if self._trust_env and self._uds is None and (proxy := _proxy_for(request.url)) is not None:
+        if self._proxies and (proxy := _proxy_for(request.url, self._proxies)) is not None:
             return await self._through(proxy).handle_async_request(request)
-        with _as_httpx2():
-            exchange, http_stream = await self._exchange(request)
+        exchange, network_stream = await self._exchange(request)
         head = exchange.head
         return httpx2.Response(
             status_code=head.status,
             headers=head.headers,
-            stream=_Body(exchange),
+            stream=_Body(exchange, _Trace(request)),
             extensions={
                 "http_version": b"HTTP/" + head.version.encode(),
                 "reason_phrase": head.reason,
-                "network_stream": http_stream,
+                "network_stream": network_stream,
+                "penstock.exchange": exchange,
             },
         )
 
@@ -122,29 +124,36 @@ class Transport(httpx2.AsyncBaseTransport):
         timeouts = request.extensions.get("timeout", {})
         origin = self._origin(request)
         outgoing, replayable = await _outgoing(request)
-        trace = _Trace(request.extensions.get("trace"))
+        trace = _Trace(request)
         fresh = False
         while True:
-            async with trace("connection.connect_tcp"):
+            with _as_httpx2():
                 connection = await self._pool.acquire(
                     origin,
                     connect_timeout=timeouts.get("connect"),
                     pool_timeout=timeouts.get("pool"),
                     fresh=fresh,
+                    dialing=trace(
+                        "connection.connect_tcp" if origin.path is None else "connection.connect_unix_socket"
+                    ),
                 )
             patience = Patience(timeouts.get("write"), timeouts.get("read"), timeouts.get("read"))
             exchange = Exchange(connection, outgoing, patience)
             reused = connection.reused
             try:
-                async with trace("http11.receive_response_headers"):
-                    await exchange.start()
-            except (ReadError, WriteError) as error:
-                # A connection that died while it was idle: the server closed it before it saw any of this.
-                died_idle = reused and not exchange.answered and not isinstance(error, TimeoutError)
-                if not (died_idle and replayable and outgoing.method in IDEMPOTENT):
+                async with trace("http11.receive_response_headers") as step:
+                    head = await exchange.start()
+                    step.result = (b"HTTP/" + head.version.encode(), head.status, head.reason, head.headers)
+            except BaseException as error:
+                await exchange.close()
+                if error is exchange.body_error or not isinstance(error, PenstockError):
                     raise
-                fresh = True
-                continue
+                # A connection that died while it was idle: the server closed it before it saw any of this.
+                died_idle = reused and not exchange.answered and type(error) is ReadError
+                if died_idle and ((replayable and outgoing.method in IDEMPOTENT) or not exchange.written):
+                    fresh = True
+                    continue
+                raise _mapped(error) from error
             return exchange, _NetworkStream(connection, exchange)
 
     def _origin(self, request: httpx2.Request) -> Origin:
@@ -169,7 +178,7 @@ class Transport(httpx2.AsyncBaseTransport):
                 self._tls = self._verify
             else:
                 self._tls = httpx2.create_ssl_context(verify=self._verify, trust_env=self._trust_env)
-                self._tls.set_alpn_protocols(["http/1.1"])
+            self._tls.set_alpn_protocols(["http/1.1"])
         return self._tls
 
     def _through(self, proxy: str) -> httpx2.AsyncHTTPTransport:
@@ -187,19 +196,24 @@ async def _outgoing(request: httpx2.Request) -> tuple[Outgoing, bool]:
     head = [b"%b %b HTTP/1.1\r\n" % (method, target)]
     length: int | None = 0
     expects = False
+    chunked = "transfer-encoding" in request.headers
     for name, value in request.headers.raw:
         _check(name, value)
-        head.append(b"%b: %b\r\n" % (name, value))
         lowered = name.lower()
+        if chunked and lowered == b"content-length":
+            continue  # httpx2 sets one beside the caller's Transfer-Encoding; who believes it reads another request
+        head.append(b"%b: %b\r\n" % (name, value))
         if lowered == b"content-length":
-            length = int(value)
-        elif lowered == b"transfer-encoding":
-            length = None
+            length = _length(value)
         elif lowered == b"expect":
             expects = value.lower() == b"100-continue"
     head.append(b"\r\n")
-    if _UNSAFE & set(target) or _UNSAFE & set(method):
+    if not method or not _TOKEN.issuperset(method):
+        raise httpx2.LocalProtocolError(f"illegal method {method!r}")
+    if not target or not _UNSAFE.isdisjoint(target):
         raise httpx2.LocalProtocolError(f"the request target {target!r} holds a character that no request line may")
+    if chunked:
+        length = None
     assert isinstance(request.stream, httpx2.AsyncByteStream)
     if length == 0 or isinstance(request.stream, httpx2.ByteStream):
         body = b"".join([piece async for piece in request.stream])
@@ -207,9 +221,15 @@ async def _outgoing(request: httpx2.Request) -> tuple[Outgoing, bool]:
             raise httpx2.LocalProtocolError(f"the body has {len(body)} bytes, and its Content-Length says {length}")
         if length is None:
             body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n"
-        if not expects:
+        if not expects or not body:
             return Outgoing(method, b"".join(head), body), True
     return Outgoing(method, b"".join(head), aiter(request.stream), length, expects), False
+
+
+def _length(value: bytes) -> int:
+    if not value.isdigit():
+        raise httpx2.LocalProtocolError(f"the Content-Length {value[:80]!r} is not a number")
+    return int(value)
 
 
 _UNSAFE = frozenset(range(33)) | {127}
@@ -227,21 +247,32 @@ def _check(name: bytes, value: bytes) -> None:
 class _Body(httpx2.AsyncByteStream):
     """A response's body, pulled."""
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: Exchange, trace: _Trace) -> None:
         self.exchange = exchange
+        self._trace = trace
+        self._closed = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
+        if self.exchange.head.framing is Framing.TUNNEL:
+            return  # what follows is for the network stream
         read = self.exchange.read
         try:
             with _as_httpx2():
-                while data := await read():
-                    yield data
+                async with self._trace("http11.receive_response_body"):
+                    while data := await read():
+                        yield data
         except BaseException:
-            await self.exchange.close()
+            await self.aclose()
             raise
 
     async def aclose(self) -> None:
-        await self.exchange.close()
+        try:
+            if not self._closed:
+                self._closed = True
+                async with self._trace("http11.response_closed"):
+                    await self.exchange.close()
+        finally:
+            await self.exchange.close()
 
 
 class _NetworkStream:
@@ -250,6 +281,7 @@ class _NetworkStream:
     def __init__(self, connection: Connection, exchange: Exchange) -> None:
         self._connection = connection
         self._exchange = exchange
+        self._held = b""
 
     def get_extra_info(self, info: str) -> Any:
         known = {"client_addr": "sockname", "server_addr": "peername", "socket": "socket", "ssl_object": "ssl_object"}
@@ -258,13 +290,22 @@ class _NetworkStream:
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         if self._exchange.head.framing is not Framing.TUNNEL:
             raise httpx2.ReadError("the connection was not upgraded")
-        with _as_httpx2():
-            return await self._exchange.read()
+        if not self._held:
+            try:
+                with _as_httpx2():
+                    async with asyncio.timeout(timeout):
+                        self._held = await self._exchange.read()
+            except TimeoutError:
+                raise httpx2.ReadTimeout("nothing came in time") from None
+        data, self._held = self._held[:max_bytes], self._held[max_bytes:]
+        return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         with _as_httpx2():
             self._connection.write(buffer)
             await self._connection.drained(timeout)
+            if self._connection.closed:
+                raise WriteError("the connection is closed")
 
     async def aclose(self) -> None:
         await self._exchange.close()
@@ -273,24 +314,38 @@ class _NetworkStream:
 class _Trace:
     """httpx2's trace extension: an async callback told of the beginning and the end of each step."""
 
-    def __init__(self, callback: Any) -> None:
+    def __init__(self, request: httpx2.Request) -> None:
+        self._request = request
+        self._callback = request.extensions.get("trace")
+
+    def __call__(self, name: str) -> _Step:
+        return _Step(self._callback, name, self._request)
+
+
+class _Step:
+    """One step of a trace.
+
+    Attributes:
+        result: What the callback is told at the end.
+    """
+
+    def __init__(self, callback: Any, name: str, request: httpx2.Request) -> None:
         self._callback = callback
-        self._name = ""
-
-    def __call__(self, name: str) -> Self:
         self._name = name
-        return self
+        self._request = request
+        self.result: Any = None
 
-    async def __aenter__(self) -> None:
+    async def __aenter__(self) -> Self:
         if self._callback is not None:
-            await self._callback(f"{self._name}.started", {})
+            await self._callback(f"{self._name}.started", {"request": self._request})
+        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._callback is not None:
             if error is None:
-                await self._callback(f"{self._name}.complete", {"return_value": None})
+                await self._callback(f"{self._name}.complete", {"return_value": self.result})
             else:
                 await self._callback(f"{self._name}.failed", {"exception": error})
 
@@ -305,6 +360,7 @@ _MAPPED: list[tuple[type[PenstockError], type[httpx2.TransportError]]] = [
     (WriteError, httpx2.WriteError),
     (ReadError, httpx2.ReadError),
     (StreamTruncated, httpx2.RemoteProtocolError),
+    (BodyLengthError, httpx2.LocalProtocolError),
     (ProtocolError, httpx2.RemoteProtocolError),
     (LimitExceeded, httpx2.RemoteProtocolError),
     (TransportError, httpx2.ReadError),
@@ -316,16 +372,23 @@ def _as_httpx2() -> Iterator[None]:
     try:
         yield
     except PenstockError as error:
-        for ours, theirs in _MAPPED:
-            if isinstance(error, ours):
-                raise theirs(str(error)) from error
-        raise
+        raise _mapped(error) from error
 
 
-def _proxy_for(url: httpx2.URL) -> str | None:
+def _mapped(error: PenstockError) -> Exception:
+    if isinstance(error, ReadError) and not isinstance(error, TimeoutError) and error.__cause__ is None:
+        return httpx2.RemoteProtocolError(str(error))  # closed in good order, and without a word
+    if isinstance(error, StreamTruncated) and error.__cause__ is not None:
+        return httpx2.ReadError(str(error))
+    for ours, theirs in _MAPPED:
+        if isinstance(error, ours):
+            return theirs(str(error))
+    return error
+
+
+def _proxy_for(url: httpx2.URL, proxies: dict[str, str]) -> str | None:
     """The environment's proxy for a URL, as urllib understands the variables."""
-    proxies = getproxies()
     proxy = proxies.get(url.scheme) or proxies.get("all")
-    if not proxy or proxy_bypass(url.host):
+    if not proxy or proxy_bypass(url.netloc.decode("ascii")):
         return None
     return proxy if "://" in proxy else f"http://{proxy}"

@@ -15,7 +15,7 @@ import os
 from collections.abc import AsyncIterator, Callable
 from http import HTTPStatus
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Send
@@ -25,6 +25,7 @@ from penstock.relay.headers import Raw
 logger = logging.getLogger("penstock.relay")
 
 PATHSEND = "http.response.pathsend"
+DIRECT = "penstock.direct"
 
 LINGER = 2.0
 """Seconds that a refused body is still read and thrown away, so that its sender gets to read the refusal: closing on
@@ -32,6 +33,16 @@ unread bytes is a reset, which may overtake the answer."""
 
 NOBODY = 499
 """The status of an answer that nobody reads (nginx's "client closed request"): for the middleware on its way."""
+
+
+class Direct(Protocol):
+    """What a server may offer for a response that has begun; see `penstock.server.direct`."""
+
+    write: Callable[[bytes], None]
+
+    def is_behind(self, send: Send) -> bool: ...
+    def open(self, on_pause: Callable[[], None], on_resume: Callable[[], None]) -> None: ...
+    def close(self) -> None: ...
 
 
 class Downstream:
@@ -135,6 +146,11 @@ class Downstream:
         """Send a piece of the body; waits while the reader is slower than we are."""
         await self._tell({"type": "http.response.body", "body": piece, "more_body": True})
         self.sent += len(piece)
+
+    def direct(self) -> Direct | None:
+        """A way to write in the callback that brings the bytes, where the server has one and nothing stands between."""
+        writer: Direct | None = self._request.scope.get("extensions", {}).get(DIRECT)
+        return writer if writer is not None and writer.is_behind(self._send) else None
 
     async def finish(self) -> None:
         """Tell that the body is whole. This and nothing else writes the last chunk."""

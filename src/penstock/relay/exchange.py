@@ -10,7 +10,7 @@ the reader leaves, at any time  (nothing); the upstream's request is cancelled a
 the server cancels us           as when the upstream fails after its headers
 ==============================  =====================================================================
 
-The reader's side pulls: a reader that stops reading stops `write`, which stops the reading from the upstream.
+A reader that stops reading stops the reading from the upstream: `write` waits for it, and a direct writer says so.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ import logging
 import anyio
 
 from penstock.client.client import AsyncClient
+from penstock.client.response import Response
 from penstock.errors import PenstockError
-from penstock.relay.downstream import Downstream
+from penstock.relay.downstream import Direct, Downstream
 from penstock.relay.headers import Raw, to_reader
 from penstock.relay.upstream import Outgoing, answer_to
 
@@ -74,9 +75,22 @@ async def _carry(client: AsyncClient, outgoing: Outgoing, downstream: Downstream
         )
         await downstream.start(response.status, [pair for pair in headers if pair[0] not in ours] + more_headers)
         try:
-            async for piece in response.raw():
-                await downstream.write(piece)
+            direct = downstream.direct()
+            if direct is not None and response.can_push:
+                await _carry_directly(response, downstream, direct)
+            else:
+                async for piece in response.raw():
+                    await downstream.write(piece)
         except PenstockError as error:
             await downstream.break_off(str(error))
             raise
         await downstream.finish()
+
+
+async def _carry_directly(response: Response, downstream: Downstream, direct: Direct) -> None:
+    """The same, but each piece goes from the upstream's callback to the reader's socket: no task wakes for it."""
+    try:
+        await response.push(direct.write, direct.open)
+    finally:
+        direct.close()
+        downstream.sent += response.bytes_received
