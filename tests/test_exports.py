@@ -43,8 +43,6 @@ def test_every_error_is_exported() -> None:
 
 
 def test_the_library_does_not_load_the_command_line_or_a_server() -> None:
-    script = (
-        "import penstock, sys; print(sorted({'typer', 'rich', 'uvicorn', 'fastapi'} & set(sys.modules)))"
-    )
+    script = "import penstock, sys; print(sorted({'typer', 'rich', 'uvicorn', 'fastapi'} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"

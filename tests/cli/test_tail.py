@@ -82,3 +82,42 @@ def test_metrics_are_told_of_a_failure_too(run: Run, prepared: Canned) -> None:
     assert "Success Rate: 0.0%\n" in done.err
     assert "Stream completed" not in done.err
     assert [next(iter(each)) for each in run("tail", url, "--json").records] == ["metrics", "error"]
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "expected"),
+    [
+        ("text/event-stream", b"data: a\ndata: b\n\nid: 7\nevent: x\ndata: c\n\n", ["a\nb", "c"]),
+        ("application/x-ndjson", b'{"a": 1}\n\n[2,\t"\xc3\xa9"]\n', ['{"a":1}', '[2,"é"]']),
+        ("text/plain", b"one\ntwo\r\nthree", ["one", "two", "three"]),
+    ],
+    ids=["sse", "ndjson", "text"],
+)
+def test_auto_goes_by_the_content_type(
+    run: Run, prepared: Canned, content_type: str, body: bytes, expected: list[str]
+) -> None:
+    url = prepared.answer(f"/auto/{content_type}", content_type, body)
+    done = run("tail", url)
+    assert (done.code, done.out) == (0, "".join(f"{each}\n" for each in expected)), done.err
+
+
+@pytest.mark.parametrize(
+    ("format", "content_type", "body", "expected"),
+    [
+        (
+            "sse",
+            "text/event-stream",
+            b": hi\nid: 1\ndata: a\n\n",
+            {"event": {"type": "message", "data": "a", "id": "1"}},
+        ),
+        ("ndjson", "application/jsonl", b'{"a":null}\n', {"record": {"a": None}}),
+        ("text", "application/json", b"{}", {"line": "{}"}),
+    ],
+)
+def test_a_format_can_be_asked_for(
+    run: Run, prepared: Canned, format: str, content_type: str, body: bytes, expected: dict[str, object]
+) -> None:
+    url = prepared.answer(f"/format/{format}", content_type, body)
+    done = run("tail", url, "--format", format, "--json")
+    assert done.code == 0
+    assert done.records[0] == expected

@@ -68,7 +68,7 @@ def main() -> None:
     """Run the command line and leave with its exit code."""
     arguments = sys.argv[1:]
     output.prepare()
-    if sys.platform != "win32":  # for what comes before an event loop: to read stdin may take long
+    if sys.platform != "win32":  # for what comes before an event loop
         for signum in SIGNALS:
             signal.signal(signum, _interrupted)
     try:

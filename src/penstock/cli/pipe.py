@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import stat
 import sys
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -22,6 +20,7 @@ from rich.progress import (
 
 from penstock.cli import options, output
 from penstock.cli.run import run
+from penstock.cli.stdin import stdin
 from penstock.client.settings import Timeout
 from penstock.transfer import pipe as transfer
 from penstock.transfer.destination import Multipart, Put
@@ -125,31 +124,7 @@ class _Bar:
 
 def _source(text: str) -> str | Path | AsyncIterable[bytes]:
     if text == "-":
-        if sys.stdin is None:
-            raise typer.BadParameter("stdin is closed: redirect something to it, or name a URL or a file")
-        return _stdin()
+        return stdin()
     if "://" in text:
         return text
     return Path(text)
-
-
-async def _stdin() -> AsyncIterator[bytes]:
-    """Stdin's bytes. A pipe is read as it becomes ready, so that an interrupt need not wait for the next byte."""
-    descriptor = sys.stdin.fileno()
-    mode = os.fstat(descriptor).st_mode
-    waits = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(descriptor)
-    if not waits or sys.platform == "win32":  # a file, or a device such as /dev/null: no selector takes those
-        while piece := await asyncio.to_thread(os.read, descriptor, 256 * 1024):
-            yield piece
-        return
-    blocking = os.get_blocking(descriptor)
-    reader = asyncio.StreamReader(limit=256 * 1024)
-    loop = asyncio.get_running_loop()
-    end = os.fdopen(os.dup(descriptor), "rb", buffering=0)  # the transport closes it at the pipe's end
-    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), end)
-    try:
-        while piece := await reader.read(256 * 1024):
-            yield piece
-    finally:
-        transport.close()
-        os.set_blocking(descriptor, blocking)  # it belongs to the open file: whoever shares it would be surprised

@@ -12,6 +12,7 @@ import typer
 
 from penstock.cli import options, output
 from penstock.cli.run import run
+from penstock.cli.stdin import stdin
 from penstock.client.builder import RequestBuilder
 from penstock.client.client import AsyncClient
 from penstock.client.events import AnyStream
@@ -79,9 +80,9 @@ def tail(
     sent = options.headers(header or [])
     if last_event_id is not None:
         sent |= options.headers([f"Last-Event-ID: {last_event_id}"])
-    content = None if body is None else _content(body)
 
     async def read() -> None:
+        content = None if body is None else await _content(body)
         async with AsyncClient(retry=retry, timeout=patience, breaker=Breaker()) as client:
             if verbose:
                 client.use(Logging())
@@ -199,9 +200,9 @@ def _text(item: Any) -> str:
     return jsonlib.dumps(item, ensure_ascii=False, separators=(",", ":"))
 
 
-def _content(body: str) -> bytes:
+async def _content(body: str) -> bytes:
     if body == "@-":
-        return sys.stdin.buffer.read()
+        return b"".join([piece async for piece in stdin()])
     if body.startswith("@"):
         return Path(body[1:]).read_bytes()
     return body.encode()

@@ -5,7 +5,7 @@ range in the middle of terabytes costs what one at the start costs. A line is ::
 
     Line {i}: This is a line in the large file.\n
 
-which is 42 bytes and the digits of i. A block of a thousand lines that share their leading digits is one
+which is 41 bytes and the digits of i. A block of a thousand lines that share their leading digits is one
 ``bytes.replace`` in a template; that makes several GB/s on one core.
 """
 
