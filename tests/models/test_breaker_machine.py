@@ -38,7 +38,7 @@ class Held:
 class BreakerMachine(RuleBasedStateMachine):
     permits: Bundle[Held] = Bundle("permits")
 
-    @initialize(threshold=st.integers(1, 4), recovery=st.sampled_from([0.0, 1.0, 7.5, 30.0]), probes=st.integers(1, 3))
+    @initialize(threshold=st.integers(1, 3), recovery=st.sampled_from([0.0, 0.0, 1.0, 7.5]), probes=st.integers(1, 3))
     def start(self, threshold: int, recovery: float, probes: int) -> None:
         self.settings = Breaker(threshold, recovery, probes)
         self.circuit = Circuit(self.settings)
@@ -80,7 +80,7 @@ class BreakerMachine(RuleBasedStateMachine):
             self.become("closed")
             held.era = self.era
 
-    @rule(held=consumes(permits), outcome=st.sampled_from(["success", "failure", "neither", "cancelled"]))
+    @rule(held=consumes(permits), outcome=st.sampled_from(["failure", "failure", "success", "neither", "cancelled"]))
     def end(self, held: Held, outcome: str) -> None:
         match outcome:
             case "success" | "failure" | "neither":
@@ -99,7 +99,7 @@ class BreakerMachine(RuleBasedStateMachine):
             if self.word == "half_open" or self.in_a_row >= self.settings.failure_threshold:
                 self.become("open")
 
-    @rule(seconds=st.sampled_from([0.0, 0.5, 1.0, 7.0, 29.5, 100.0]))
+    @rule(seconds=st.sampled_from([0.5, 1.0, 7.0, 100.0]))
     def wait(self, seconds: float) -> None:
         self.clock.advance(seconds)
 
@@ -113,5 +113,5 @@ class BreakerMachine(RuleBasedStateMachine):
         assert self.circuit.retry_after(self.clock()) == left
 
 
-BreakerMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+BreakerMachine.TestCase.settings = settings(max_examples=250, stateful_step_count=40, deadline=None)
 TestBreaker = BreakerMachine.TestCase

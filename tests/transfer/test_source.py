@@ -123,13 +123,14 @@ async def test_a_fifo_gives_its_writer_no_broken_pipe(tmp_path: Path) -> None:
         except OSError as error:
             failed.append(error)
 
-    writer = threading.Thread(target=write)
+    writer = threading.Thread(target=write, daemon=True)
     writer.start()
     async with recorder() as destination:
         await pipe(fifo, destination.url)
         assert destination.upload.file == data
         assert destination.upload.value("transfer-encoding") == "chunked"
-    writer.join()
+    writer.join(20)
+    assert not writer.is_alive()
     assert not failed
 
 
