@@ -150,7 +150,6 @@ async def test_an_informational_response_does_not_end_the_waiting() -> None:
         OK + b"Content-Length: ten\r\n\r\n",
         OK + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n",
         OK + b"Transfer-Encoding: gzip\r\n\r\n",
-        OK + b"X: " + b"x" * 200_000,
     ],
     ids=lambda garbage: repr(garbage[:40]),
 )
@@ -160,6 +159,14 @@ async def test_garbage_instead_of_http(garbage: bytes) -> None:
     assert type(error) is penstock.ProtocolError
     assert error.category == "server"
     assert "does not speak HTTP properly" in str(error)
+
+
+async def test_a_head_without_end() -> None:
+    async with script(wait_request(), OK + b"X: " + b"x" * 200_000) as server:
+        error = await failure(server.url)
+    assert isinstance(error, penstock.LimitExceeded)
+    assert error.limit == "max_head_bytes"
+    assert str(error).startswith(server.url)
 
 
 async def test_a_server_that_stops_reading() -> None:

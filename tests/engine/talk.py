@@ -42,9 +42,7 @@ async def pieces(exchange: Exchange) -> AsyncIterator[bytes]:
 
 
 @contextlib.asynccontextmanager
-async def talking(
-    server: Script | int, request: Outgoing = GET, patience: Patience = SOON
-) -> AsyncIterator[Exchange]:
+async def talking(server: Script | int, request: Outgoing = GET, patience: Patience = SOON) -> AsyncIterator[Exchange]:
     """An exchange whose head has come, on a connection of its own."""
     connection = await connected(server)
     exchange = Exchange(connection, request, patience)

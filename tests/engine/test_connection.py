@@ -387,7 +387,9 @@ async def test_a_body_waits_for_its_100() -> None:
 async def test_a_final_answer_in_place_of_the_100_means_that_the_body_is_not_wanted() -> None:
     for status in (b"417 Expectation Failed", b"200 OK"):
         async with raw_server(b"\r\n\r\n", b"HTTP/1.1 %b\r\nContent-Length: 2\r\n\r\nok" % status) as (port, seen):
-            async with talking(port, post(body_of(b"x", after=lambda: pytest.fail("sent")), 1, expects=True)) as exchange:
+            async with talking(
+                port, post(body_of(b"x", after=lambda: pytest.fail("sent")), 1, expects=True)
+            ) as exchange:
                 async with asyncio.timeout(0.5):
                     assert await whole(exchange) == b"ok"
                 assert exchange._connection.closed
@@ -643,7 +645,9 @@ async def test_a_server_that_never_answers() -> None:
 
 
 async def test_a_dribbled_head() -> None:
-    async with script(wait_request(), *itertools.chain.from_iterable((bytes([b]), pause(0.03)) for b in OKAY)) as server:
+    async with script(
+        wait_request(), *itertools.chain.from_iterable((bytes([b]), pause(0.03)) for b in OKAY)
+    ) as server:
         with took(0.15, 0.8), pytest.raises(ReadTimeout):
             async with talking(server, GET, Patience(first=0.15)):
                 pass
@@ -838,7 +842,9 @@ async def test_a_server_that_stops_reading_stops_the_body() -> None:
 
 
 async def test_pieces_first_and_then_the_end_once() -> None:
-    async with script(wait_request(), CHUNKED, b"1\r\na\r\n", pause(0.02), b"1\r\nb\r\n", pause(0.02), b"0\r\n\r\n") as server:
+    async with script(
+        wait_request(), CHUNKED, b"1\r\na\r\n", pause(0.02), b"1\r\nb\r\n", pause(0.02), b"0\r\n\r\n"
+    ) as server:
         async with talking(server) as exchange:
             sunk = Sunk(exchange)
             assert await sunk.ended() == b"ab"
@@ -860,7 +866,9 @@ async def test_complete_or_broken_before_the_push(answer: bytes) -> None:
         sunk = Sunk(exchange)
         assert sunk.told[0] == b"ok"
         assert len(sunk.told) == 2
-        assert (sunk.told[1] is None) == answer.endswith((b"\r\n", b"\r\n\r\nok")) or isinstance(sunk.told[1], StreamTruncated)
+        assert (sunk.told[1] is None) == answer.endswith((b"\r\n", b"\r\n\r\nok")) or isinstance(
+            sunk.told[1], StreamTruncated
+        )
 
 
 async def test_a_push_that_breaks() -> None:
@@ -938,7 +946,8 @@ async def test_a_gigabyte_announced_costs_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "beginning", [b"HTTP/1.1 200 ", OK, OK + b"A: ", CHUNKED + b"1;", CHUNKED + b"0\r\nA: ", b"HTTP/1.1 100 Continue\r\nA: "]
+    "beginning",
+    [b"HTTP/1.1 200 ", OK, OK + b"A: ", CHUNKED + b"1;", CHUNKED + b"0\r\nA: ", b"HTTP/1.1 100 Continue\r\nA: "],
 )
 async def test_what_never_ends_is_ended(beginning: bytes) -> None:
     """A status line, fields, a chunk's header, trailers: memory stays flat."""

@@ -99,13 +99,23 @@ def test_trailers_are_kept_apart() -> None:
         (b"GET", b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n", Framing.LENGTH, False),
         (b"GET", b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\nConnection: Keep-Alive\r\n", Framing.LENGTH, True),
         (b"GET", b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\n", Framing.CLOSE, False),
-        (b"GET", b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n", Framing.CHUNKED, False),
+        (
+            b"GET",
+            b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n",
+            Framing.CHUNKED,
+            False,
+        ),
         (b"HEAD", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n", Framing.NONE, True),
         (b"HEAD", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n", Framing.NONE, True),
         (b"GET", b"HTTP/1.1 204 OK\r\nContent-Length: 9\r\n", Framing.NONE, True),
         (b"GET", b"HTTP/1.1 304 OK\r\nTransfer-Encoding: chunked\r\n", Framing.NONE, True),
         (b"GET", b"HTTP/1.1 103 OK\r\nContent-Length: 9\r\n", Framing.NONE, True),
-        (b"GET", b"HTTP/1.1 101 OK\r\nConnection: upgrade\r\nUpgrade: x\r\nContent-Length: 9\r\n", Framing.TUNNEL, False),
+        (
+            b"GET",
+            b"HTTP/1.1 101 OK\r\nConnection: upgrade\r\nUpgrade: x\r\nContent-Length: 9\r\n",
+            Framing.TUNNEL,
+            False,
+        ),
         (b"CONNECT", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n", Framing.TUNNEL, False),
         (b"CONNECT", b"HTTP/1.1 407 OK\r\nContent-Length: 9\r\n", Framing.LENGTH, True),
     ],
@@ -168,7 +178,8 @@ def test_what_follows_the_last_chunk_is_not_part_of_the_body() -> None:
 
 
 CODING = st.lists(
-    st.sampled_from([b"chunked", b"CHUNKED", b"gzip", b"identity", b",", b" ", b"\t", b";q=1", b'"', b"x", b""]), max_size=5
+    st.sampled_from([b"chunked", b"CHUNKED", b"gzip", b"identity", b",", b" ", b"\t", b";q=1", b'"', b"x", b""]),
+    max_size=5,
 ).map(b"".join)
 
 

@@ -156,4 +156,6 @@ async def test_what_is_no_http_is_400_and_upgrades_are_ignored_without_noise(cap
         async with connected(url) as (reader, writer):
             writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
             assert (await reader.readline()).startswith(b"HTTP/1.1 204")
-    assert [record.getMessage() for record in caplog.records] == ["Invalid HTTP request received."]
+    assert [record.getMessage() for record in caplog.records] == [
+        "a request from 127.0.0.1 is refused: 400, the request is malformed: Invalid method encountered"
+    ]

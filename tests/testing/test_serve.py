@@ -27,7 +27,7 @@ async def test_a_real_server_with_the_raw_connection() -> None:
     async with serve(APP) as url:
         assert url.startswith("http://127.0.0.1:")
         answer = await ask(url, "/")
-    assert (answer.status, answer.body) == (200, b"hello ['penstock.connection']")
+    assert (answer.status, answer.body) == (200, b"hello ['penstock.connection', 'penstock.direct']")
     assert "server" not in answer.headers
     with pytest.raises(ConnectionRefusedError):
         await ask(url, "/")

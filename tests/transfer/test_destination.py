@@ -265,7 +265,7 @@ async def test_what_can_be_read_again_is_sent_again_when_the_destination_did_not
 
     async def conduct(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, upload: Upload) -> None:
         await take(reader, upload)
-        busy = b"HTTP/1.1 503 Busy\r\nRetry-After: 0\r\nContent-Length: 0\r\n\r\n"
+        busy = b"HTTP/1.1 503 Busy\r\nRetry-After: 0\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
         writer.write(busy if len(destination.uploads) == 1 else ANSWER)
 
     async with recorder(conduct) as destination:

@@ -336,7 +336,7 @@ async def test_the_rest_is_asked_for_of_that_very_version() -> None:
 
 
 async def test_a_server_that_is_away_for_a_moment_is_asked_again() -> None:
-    unavailable = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
+    unavailable = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
     plays: list[Play] = [
         [wait_request(), FIRST, reset()],
         [close()],

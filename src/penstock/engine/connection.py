@@ -407,7 +407,11 @@ class Exchange:
             rest = self.parser.feed_head(data)
             while rest is not None and 100 <= self.parser.head.status < 200 and self.parser.head.status != 101:
                 rest = self._informed(rest)
-            if rest is not None and self.parser.head.status == 101 and b"\r\nupgrade:" not in self._request.head.lower():
+            if (
+                rest is not None
+                and self.parser.head.status == 101
+                and b"\r\nupgrade:" not in self._request.head.lower()
+            ):
                 raise ProtocolError("the server switches protocols, which was not asked for")
         except PenstockError as error:
             self._fail(error)
