@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from penstock.cli.main import app
+from penstock.cli.main import COMMANDS, app_with
 
 PAGE = Path(__file__).with_name("cli.md")
 MARK = "<!-- from here on written by `make docs` -->\n"
@@ -16,7 +16,7 @@ MARK = "<!-- from here on written by `make docs` -->\n"
 
 def reference() -> str:
     """Every command with its arguments and options, as Markdown."""
-    group = typer.main.get_group(app)
+    group = typer.main.get_group(app_with(*COMMANDS))
     return "\n".join(_command(name, command) for name, command in group.commands.items())
 
 

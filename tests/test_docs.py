@@ -11,7 +11,7 @@ import pytest
 import typer
 
 import penstock
-from penstock.cli.main import app
+from penstock.cli.main import COMMANDS, app_with
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -24,7 +24,7 @@ def read(page: str) -> str:
 
 def options_of(command: str) -> set[str]:
     """Every spelling of a command's options."""
-    found = typer.main.get_group(app).commands[command]
+    found = typer.main.get_group(app_with(*COMMANDS)).commands[command]
     context = typer.Context(found, info_name=command)
     return {
         spelling for parameter in found.get_params(context) for spelling in (*parameter.opts, *parameter.secondary_opts)

@@ -572,9 +572,8 @@ async def test_413_and_a_close_while_we_upload(turn: int) -> None:
         sock.recv(1000)
         sock.sendall(refusal)
 
-    async with nothing_left(), serving(refuse) as port:
-        async with talking(port, post(endless())) as exchange:
-            assert (exchange.head.status, await whole(exchange)) == (413, b"no")
+    async with nothing_left(), serving(refuse) as port, talking(port, post(endless())) as exchange:
+        assert (exchange.head.status, await whole(exchange)) == (413, b"no")
 
 
 async def test_a_2xx_before_the_end_of_the_request_ends_with_it() -> None:
@@ -621,10 +620,9 @@ async def test_a_2xx_and_a_close_before_the_end_of_the_request() -> None:
         sock.recv(1000)
         sock.sendall(OKAY)
 
-    async with nothing_left(), serving(answer) as port:
-        async with talking(port, post(endless())) as exchange:
-            assert await whole(exchange) == b"ok"
-            assert exchange._connection.closed
+    async with nothing_left(), serving(answer) as port, talking(port, post(endless())) as exchange:
+        assert await whole(exchange) == b"ok"
+        assert exchange._connection.closed
 
 
 # -- timers ----------------------------------------------------------------------------------------------------------
@@ -690,11 +688,10 @@ async def test_a_steady_body_may_take_as_long_as_it_likes() -> None:
 
 async def test_the_total_ends_what_never_pauses() -> None:
     for pushed in (False, True):
-        async with nothing_left(), flooding() as port:
-            async with talking(port) as exchange:
-                exchange.allow(Patience(first=1, between=1), asyncio.get_running_loop().time() + 0.2)
-                with took(0.1, 1), pytest.raises(StreamStalled):
-                    await (Sunk(exchange).ended() if pushed else drain(exchange))
+        async with nothing_left(), flooding() as port, talking(port) as exchange:
+            exchange.allow(Patience(first=1, between=1), asyncio.get_running_loop().time() + 0.2)
+            with took(0.1, 1), pytest.raises(StreamStalled):
+                await (Sunk(exchange).ended() if pushed else drain(exchange))
 
 
 async def drain(exchange: Exchange) -> None:
@@ -842,13 +839,13 @@ async def test_a_server_that_stops_reading_stops_the_body() -> None:
 
 
 async def test_pieces_first_and_then_the_end_once() -> None:
-    async with script(
-        wait_request(), CHUNKED, b"1\r\na\r\n", pause(0.02), b"1\r\nb\r\n", pause(0.02), b"0\r\n\r\n"
-    ) as server:
-        async with talking(server) as exchange:
-            sunk = Sunk(exchange)
-            assert await sunk.ended() == b"ab"
-            await asyncio.sleep(0.05)
+    async with (
+        script(wait_request(), CHUNKED, b"1\r\na\r\n", pause(0.02), b"1\r\nb\r\n", pause(0.02), b"0\r\n\r\n") as server,
+        talking(server) as exchange,
+    ):
+        sunk = Sunk(exchange)
+        assert await sunk.ended() == b"ab"
+        await asyncio.sleep(0.05)
     assert sunk.told == [b"a", b"b", None]
 
 

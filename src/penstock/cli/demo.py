@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 from penstock.cli import options, output
@@ -88,8 +89,9 @@ def _summary(results: list[Result]) -> None:
     for result in results:
         shown = [SHOWN[name](value) for name, value in result.measured.items()]
         table.add_row(result.job, "\n".join(label for label, _ in shown), "\n".join(value for _, value in shown))
-    output.console.print()
-    output.console.print(table)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print()
+    console.print(table)
 
 
 async def _demo(*, json: bool) -> list[Result]:

@@ -18,28 +18,39 @@ import os
 import signal
 import sys
 import traceback
+from importlib import import_module
 from importlib.metadata import version
 from types import FrameType
 from typing import Annotated, Any
 
 import typer
 
-from penstock.cli import demo, origin, output, pipe, relay, tail
+from penstock.cli import output
 from penstock.cli.run import SIGNALS, Interrupted
 from penstock.errors import InvalidURL, PenstockError
 
 # typer keeps its copy of click to itself; this is the root of its errors of usage.
 UsageError: Any = typer.BadParameter.__mro__[1]
 
-app = typer.Typer(
-    name="penstock",
-    help="Stream-first HTTP: consume, relay and pipe HTTP streams, in constant memory and without losing them.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+COMMANDS = ("demo", "origin", "relay", "tail", "pipe")
+"""In the order of the help; each is a function of its name in a module of its name."""
+
+
+def app_with(*commands: str) -> typer.Typer:
+    """The app with some of its commands, and only their modules loaded: a pipe needs no server in its memory."""
+    app = typer.Typer(
+        name="penstock",
+        help="Stream-first HTTP: consume, relay and pipe HTTP streams, in constant memory and without losing them.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_options)
+    for command in commands:
+        app.command(command)(getattr(import_module(f"penstock.cli.{command}"), command))
+    return app
 
 
 def _version(wanted: bool) -> None:
@@ -48,20 +59,12 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _options(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = (
         False
     ),
 ) -> None:
     pass
-
-
-app.command("demo")(demo.demo)
-app.command("origin")(origin.origin)
-app.command("relay")(relay.relay)
-app.command("tail")(tail.tail)
-app.command("pipe")(pipe.pipe)
 
 
 def main() -> None:
@@ -104,8 +107,10 @@ def run(arguments: list[str], *, as_json: bool) -> int:
         ReaderLeft: Whoever reads stdout has left.
         OSError: Stdout cannot be written to.
     """
+    wanted = arguments[:1] if arguments and arguments[0] in COMMANDS else COMMANDS
     try:
         # Typer returns what a command returned, or the code of a typer.Exit.
+        app = app_with(*wanted)
         return int(app(arguments, prog_name="penstock", standalone_mode=False) or 0)
     except output.ReaderLeft:
         raise

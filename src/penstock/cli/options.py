@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from penstock.server.listen import parse_listen
 from penstock.wire.headers import check_header
 
 Json = Annotated[bool, typer.Option("--json", help="Tell everything as one JSON object per line on stdout.")]
@@ -72,6 +71,8 @@ def grace(value: float) -> float:
 
 def listen(value: str) -> tuple[str, int]:
     """``HOST:PORT``, read."""
+    from penstock.server.listen import parse_listen  # a server's; the commands that are none do without
+
     try:
         return parse_listen(value)
     except ValueError as error:

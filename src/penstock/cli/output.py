@@ -15,12 +15,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-from rich.console import Console
-
 from penstock.errors import CircuitOpenError, PenstockError, RetriesExhausted
 from penstock.resilience.classify import retryable
-
-console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 class ReaderLeft(Exception):

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import sys
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated
 
 import typer
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
 from penstock.cli import options, output
 from penstock.cli.run import run
@@ -74,15 +66,13 @@ def pipe(
         output.show_log()
 
     async def transferred() -> transfer.Report:
-        with _Bar(visible=sys.stderr.isatty()) as bar:
+        with _bar() as show:
             return await transfer.pipe(
-                origin, target, retries=retries, digest=digest, rate=rate, timeout=patience, on_progress=bar.show
+                origin, target, retries=retries, digest=digest, rate=rate, timeout=patience, on_progress=show
             )
 
     try:
-        # Not on uvloop: it reads up to 32 times before anybody can make it pause, which is 8 MiB for a fast source,
-        # where asyncio's own loop reads once. Both move the same bytes per second.
-        report = run(transferred(), loop_factory=asyncio.new_event_loop)
+        report = run(transferred())
     except ValueError as error:
         if type(error) is not ValueError:
             raise
@@ -95,31 +85,16 @@ def pipe(
     return 0
 
 
-class _Bar:
-    """A progress bar on a terminal; nothing elsewhere, where log lines do."""
+@contextlib.contextmanager
+def _bar() -> Iterator[Callable[[transfer.Passage], None] | None]:
+    """What shows the progress, on a terminal; elsewhere log lines do."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from penstock.cli.progress import Bar
 
-    def __init__(self, *, visible: bool) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            console=output.console,
-            disable=not visible,
-            transient=True,
-        )
-        self._task = self._progress.add_task("streaming", total=None)
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def show(self, passage: transfer.Passage) -> None:
-        self._progress.update(self._task, completed=passage.sent, total=passage.length)
+    with Bar() as bar:
+        yield bar.show
 
 
 def _source(text: str) -> str | Path | AsyncIterable[bytes]:

@@ -13,12 +13,17 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 from penstock.client.response import Response
+from penstock.engine.splice import Splice
 from penstock.errors import StatusError
 from penstock.wire import multipart
 
 READ_SIZE = 256 * 1024
 
 FileSource: TypeAlias = "Response | os.PathLike[str] | bytes | AsyncIterable[bytes]"
+
+
+Piece: TypeAlias = "bytes | Splice"
+"""A piece of a request's body: bytes, or, where a body says so, what the kernel is to move in their place."""
 
 
 class Body(Protocol):
@@ -36,7 +41,7 @@ class Body(Protocol):
     def length(self) -> int | None: ...
     @property
     def replayable(self) -> bool: ...
-    def open(self) -> AsyncIterator[bytes]: ...
+    def open(self) -> AsyncIterator[Piece]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +113,7 @@ class Form:
     def replayable(self) -> bool:
         return all(file is None or file.replayable for file in self.files)
 
-    async def open(self) -> AsyncIterator[bytes]:
+    async def open(self) -> AsyncIterator[Piece]:
         for index, file in enumerate(self.files):
             yield self.form.head(index)
             if file is not None:
@@ -136,7 +141,7 @@ class Outgoing:
     def replayable(self) -> bool:
         return self.body.replayable or not self.opened
 
-    def open(self) -> AsyncIterator[bytes]:
+    def open(self) -> AsyncIterator[Piece]:
         self.opened = True
         return self.body.open()
 

@@ -63,7 +63,8 @@ class AsyncClient:
         for field, value in self._headers.items():
             fields.check_header(field, value)
         self._owns_http = http_client is None
-        self._http = http_client or _http_client(limits or Limits(), keep_cookies=keep_cookies)
+        self._transport = None if http_client is not None else _transport(limits or Limits())
+        self._http = http_client or _http_client(self._transport, keep_cookies=keep_cookies)
         self._totals = Metrics()
         self._totals_lock = threading.Lock()
         self.exchange = Exchange(self._http, breaker, self._headers)
@@ -137,6 +138,10 @@ class AsyncClient:
         """
         return seam.absolute_url(self.base_url, url)
 
+    def can_splice_to(self, url: str) -> bool:
+        """Whether a body to this URL may hold what the kernel is to move: by our engine, in plaintext, to no proxy."""
+        return self._transport is not None and self._transport.goes_plainly_to(httpx2.URL(self.absolute_url(url)))
+
     # -- what was seen -------------------------------------------------------------------------------------------
 
     @property
@@ -170,24 +175,23 @@ class AsyncClient:
         await self.aclose()
 
 
-def _http_client(limits: Limits, *, keep_cookies: bool) -> httpx2.AsyncClient:
+def _transport(limits: Limits) -> Transport:
+    return Transport(
+        limits=httpx2.Limits(
+            max_connections=None,
+            max_keepalive_connections=limits.max_idle,
+            keepalive_expiry=limits.idle_timeout,
+        ),
+        max_idle_per_host=limits.max_idle_per_host,
+    )
+
+
+def _http_client(transport: Transport | None, *, keep_cookies: bool) -> httpx2.AsyncClient:
     defaults = {"User-Agent": f"penstock/{version('penstock')}", "Accept": "*/*", "Accept-Encoding": "identity"}
     jar = None
     if not keep_cookies:
         jar = http.cookiejar.CookieJar(policy=http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
-    return httpx2.AsyncClient(
-        transport=Transport(
-            limits=httpx2.Limits(
-                max_connections=None,
-                max_keepalive_connections=limits.max_idle,
-                keepalive_expiry=limits.idle_timeout,
-            ),
-            max_idle_per_host=limits.max_idle_per_host,
-        ),
-        headers=defaults,
-        cookies=jar,
-        timeout=None,
-    )
+    return httpx2.AsyncClient(transport=transport, headers=defaults, cookies=jar, timeout=None)
 
 
 def _checked_method(method: str) -> str:

@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from http import HTTPStatus
+from typing import cast
 
 import httpx2
 
@@ -20,6 +21,7 @@ from penstock.client import seam
 from penstock.client.body import Outgoing
 from penstock.client.request import Middleware, Request, Send
 from penstock.client.response import End, Response
+from penstock.engine.splice import Splice
 from penstock.errors import (
     CircuitOpenError,
     PenstockError,
@@ -269,6 +271,10 @@ class _OutgoingBody(httpx2.AsyncByteStream):
         assert body is not None
         length, sent = body.length, 0
         async for chunk in body.open():
+            if isinstance(chunk, Splice):
+                yield cast("bytes", chunk)  # the engine's own kind of piece, for the engine
+                sent += chunk.moved
+                continue
             sent += len(chunk)
             if length is not None and sent > length:
                 raise self._not_as_announced(f"at least {sent:,}", length)

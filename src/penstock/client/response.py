@@ -21,6 +21,7 @@ import httpx2
 from penstock.client import seam
 from penstock.client.request import Request
 from penstock.engine.connection import Exchange, Patience
+from penstock.engine.splice import Splice
 from penstock.errors import DecodeError, LimitExceeded, PenstockError, StatusError, StreamStalled
 from penstock.wire import headers as fields
 
@@ -178,6 +179,37 @@ class Response:
         known = self._known(error)
         await self._close("failed", known)
         raise known from (None if known is error else error)
+
+    def splice(self) -> tuple[bytes, Splice] | None:
+        """Give the body to the kernel, to be moved into another request's body; None where that cannot be done. Once.
+
+        What is returned is what has come of the body already, and the piece that stands for the rest. When the piece
+        has been sent, `spliced` ends the response.
+        """
+        if self._exchange is None or self._body is not None or self.end is not None:
+            return None
+        if self.headers.get("content-encoding", "identity") != "identity":
+            return None
+        self._be_patient(self._exchange)
+        handed = self._exchange.splice()
+        if handed is not None:
+            self._body = self._nothing()
+        return handed
+
+    async def spliced(self, piece: Splice) -> None:
+        """The piece has been sent, or its source broke: end the response as reading it would have.
+
+        Raises:
+            StreamTruncated, StreamStalled: The source broke.
+        """
+        assert self._exchange is not None
+        self.bytes_received = self._exchange.received
+        if piece.failure is None:
+            await self._close("complete")
+            return
+        known = self._known(piece.failure)
+        await self._close("failed", known)
+        raise known from piece.failure
 
     def _once(self, source: Callable[[], Awaitable[bytes]]) -> AsyncGenerator[bytes, None]:
         if self._body is not None or self.end is not None:

@@ -26,7 +26,9 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from typing import cast
 
+from penstock.engine import splice
 from penstock.engine.framing import MAX_INFORMATIONAL, Framing, Head, ResponseParser
+from penstock.engine.splice import Splice
 from penstock.errors import (
     PenstockError,
     ProtocolError,
@@ -66,7 +68,7 @@ class Outgoing:
 
     method: bytes
     head: bytes
-    body: bytes | AsyncIterator[bytes] = b""
+    body: bytes | AsyncIterator[bytes | Splice] = b""
     length: int | None = 0
     expects_continue: bool = False
 
@@ -329,7 +331,7 @@ class Exchange:
             self._fail(error)
         return not self._connection.closed
 
-    async def _send_body(self, body: AsyncIterator[bytes]) -> None:
+    async def _send_body(self, body: AsyncIterator[bytes | Splice]) -> None:
         try:
             try:
                 await self._send_pieces(body)
@@ -343,16 +345,23 @@ class Exchange:
         except Exception as error:
             self._body_failed(error)
 
-    async def _send_pieces(self, body: AsyncIterator[bytes]) -> None:
+    async def _send_pieces(self, body: AsyncIterator[bytes | Splice]) -> None:
         connection = self._connection
         left = self._request.length
+        unbroken = 0
         if not await self._continued():
             return
         async for piece in body:
+            if isinstance(piece, Splice):
+                assert left is not None, "a spliced body has a length"
+                if not await self._splice(piece):
+                    return
+                left -= piece.moved
+                continue
             if not piece:
                 continue
-            if connection.closed:
-                return  # what that means for the answer has been said by `ended`
+            if connection.closed or connection.transport.is_closing():
+                return  # what that means for the answer is said by `ended`
             if left is None:
                 connection.write(b"%x\r\n%b\r\n" % (len(piece), piece))
             else:
@@ -361,14 +370,39 @@ class Exchange:
                     self._fail(BodyLengthError("the request's body is longer than its Content-Length"))
                     return
                 connection.write(piece)
-            if connection.write_paused and not await self._drained():
-                return
+            unbroken += len(piece)
+            if connection.write_paused:
+                unbroken = 0
+                if not await self._drained():
+                    return
+            elif unbroken > HIGH_WATER:  # neither the body nor the socket makes us wait: the loop must have its turn
+                unbroken = 0
+                await asyncio.sleep(0)
         if left:
             self._fail(BodyLengthError(f"the request's body ended {left:,} bytes before its Content-Length"))
             return
         if left is None:
             connection.write(b"0\r\n\r\n")
         self._request_sent()
+
+    async def _splice(self, piece: Splice) -> bool:
+        """Let the kernel move a piece of the body; whether the connection is good for more."""
+        connection = self._connection
+        transport = connection.transport
+        timeout = self._patience.write
+        transport.set_write_buffer_limits(0)  # what was written before must have left: paused until nothing is held
+        connection.write(b"")
+        while transport.get_write_buffer_size() and not connection.closed:
+            if not await self._drained():
+                return False
+            await asyncio.sleep(0)
+        try:
+            if not connection.closed:
+                await piece.to(transport.get_extra_info("socket"), timeout)
+        except WriteError as error:
+            self._fail(error)
+        transport.set_write_buffer_limits()
+        return not connection.closed
 
     async def _continued(self) -> bool:
         """Wait for the 100 that was asked for; False when a final answer came in its place: the body is not wanted."""
@@ -607,6 +641,31 @@ class Exchange:
         if self._paused and not self._held:
             self.resume()
         return data
+
+    # -- splice --------------------------------------------------------------------------------------------------
+
+    def splice(self) -> tuple[bytes, Splice] | None:
+        """Give the rest of a counted body to the kernel: what has come of it, and the `Splice` that moves what has not.
+
+        Whoever takes it runs the splice to its end, or closes the exchange. None where it cannot be done: not on Linux,
+        with TLS, with another framing, or with nothing left to move.
+        """
+        transport = self._connection.transport
+        plain = transport.get_extra_info("sslcontext") is None
+        if not (splice.available and plain and self.head.framing is Framing.LENGTH) or self._whole or self._error:
+            return None
+        self.pause()
+        prefix = b"".join(self._chunks)
+        self._chunks.clear()
+        self._held = 0
+        sock = transport.get_extra_info("socket")
+        return prefix, Splice(sock, self._remaining, self._patience.between, self._spliced)
+
+    def _spliced(self, count: int) -> None:
+        self.received += count
+        self._remaining -= count
+        if not self._remaining:
+            self._finish(surplus=False)
 
     # -- push ----------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ import socket
 import sys
 from collections.abc import Callable
 
-from penstock.errors import StreamStalled, StreamTruncated, WriteError, WriteTimeout
+from penstock.errors import StreamError, StreamStalled, StreamTruncated, WriteError, WriteTimeout
 
 PIPE_BYTES = 1024 * 1024
 TURNS = 16
@@ -26,27 +26,34 @@ available = sys.platform == "linux" and hasattr(os, "splice")
 
 
 class Splice:
-    """A number of bytes to be moved from a socket to another.
+    """A number of bytes to be moved from a socket to another: a piece of a request's body that nobody looks at.
 
     Args:
         source: A connected socket, with nothing of the bytes read from it yet.
         count: How many.
         between: Seconds to wait for more of the source; None waits for ever.
+        on_received: Called with how many bytes have left the source, whenever some have.
 
     Attributes:
-        moved: How many have arrived in the destination's socket.
-        received: How many have left the source's.
+        count: How many are to be moved.
+        received: How many have left the source's socket.
+        moved: How many have arrived in the destination's.
+        failure: What broke on the source's side, if anything did.
     """
 
-    def __init__(self, source: socket.socket, count: int, between: float | None) -> None:
+    def __init__(
+        self, source: socket.socket, count: int, between: float | None, on_received: Callable[[int], None]
+    ) -> None:
         self._source = source
         self._between = between
+        self._on_received = on_received
         self.count = count
         self.moved = 0
         self.received = 0
+        self.failure: StreamError | None = None
 
     async def to(self, destination: socket.socket, timeout: float | None) -> None:
-        """Move them all.
+        """Move them all, or those that came before the source broke; that is then in `failure`.
 
         Cancellation: what was moved was moved; both connections are of no further use.
 
@@ -54,10 +61,14 @@ class Splice:
             destination: A connected socket, with nothing waiting to be written to it.
             timeout: Seconds to wait for it to take more.
         Raises:
-            StreamTruncated: The source ended first.
-            StreamStalled: The source went silent.
             WriteError, WriteTimeout: The destination was lost, or takes nothing.
         """
+        try:
+            await self._move(destination, timeout)
+        except StreamError as error:
+            self.failure = error
+
+    async def _move(self, destination: socket.socket, timeout: float | None) -> None:
         loop = asyncio.get_running_loop()
         source = os.dup(self._source.fileno())
         target = os.dup(destination.fileno())
@@ -94,11 +105,10 @@ class Splice:
         except OSError as error:
             raise StreamTruncated(f"the connection was lost after {self.received:,} bytes of the body") from error
         if not taken:
-            missing = self.count - self.received
-            raise StreamTruncated(
-                f"the connection was closed after {self.received:,} bytes of the body, {missing:,} short of its length"
-            )
+            short = f"{self.count - self.received:,} short of its length"
+            raise StreamTruncated(f"the server closed connection after {self.received:,} bytes of the body, {short}")
         self.received += taken
+        self._on_received(taken)
         return taken
 
     def _give(self, out: int, target: int, held: int) -> int | None:

@@ -120,6 +120,11 @@ class Transport(httpx2.AsyncBaseTransport):
             },
         )
 
+    def goes_plainly_to(self, url: httpx2.URL) -> bool:
+        """Whether a request to this URL goes straight to its host, without TLS."""
+        proxied = self._proxies and _proxy_for(url, self._proxies) is not None
+        return url.scheme == "http" and not proxied
+
     async def _exchange(self, request: httpx2.Request) -> tuple[Exchange, _NetworkStream]:
         timeouts = request.extensions.get("timeout", {})
         origin = self._origin(request)

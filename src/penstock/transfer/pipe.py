@@ -14,13 +14,15 @@ import os
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
+from penstock.client.body import Piece
 from penstock.client.builder import RequestBuilder
 from penstock.client.client import AsyncClient
 from penstock.client.middleware import Logging
 from penstock.client.response import Response
 from penstock.client.settings import Timeout
+from penstock.engine.splice import Splice
 from penstock.errors import ProtocolError, StreamTruncated
 from penstock.resilience.retry import Retry
 from penstock.transfer import memory
@@ -44,6 +46,7 @@ class Report:
         bytes: Bytes of the source that the destination took.
         seconds: From the first request to the destination's whole answer.
         attempts: Requests that were made for the source.
+        path: "splice" when the kernel moved the bytes from socket to socket, "copy" when they came through here.
         digest: Hex digests of the bytes, by algorithm.
         memory_growth_kib: How much the process's peak resident memory grew over what it held before.
         source: Its url and status.
@@ -53,6 +56,7 @@ class Report:
     bytes: int
     seconds: float
     attempts: int
+    path: Literal["splice", "copy"]
     digest: dict[str, str]
     memory_growth_kib: int
     source: dict[str, Any]
@@ -70,6 +74,7 @@ class Report:
             "seconds": round(self.seconds, 6),
             "bytes_per_second": round(self.bytes_per_second),
             "attempts": self.attempts,
+            "path": self.path,
             "digest": self.digest,
             "memory_growth_kib": self.memory_growth_kib,
             "source": self.source,
@@ -85,16 +90,25 @@ class Passage:
         source: The opened source.
         digest: What each piece is fed to, or None.
         rate: Bytes per second at the most, or None.
-        sent: Bytes that were pulled so far.
+        may_splice: Whether the kernel may move bytes that nobody looks at.
         whole: Whether the source came to its end.
+        path: "splice" when the kernel moved bytes, else "copy".
     """
 
     source: OpenSource
     algorithm: str | None = None
     rate: float | None = None
-    sent: int = 0
+    may_splice: bool = False
     whole: bool = False
+    path: Literal["splice", "copy"] = "copy"
     digest: Any = field(default=None, init=False)
+    _sent: int = 0
+    _splice: Splice | None = None
+
+    @property
+    def sent(self) -> int:
+        """Bytes that were pulled so far."""
+        return self._sent + (self._splice.moved if self._splice is not None else 0)
 
     @property
     def content_type(self) -> str | None:
@@ -108,9 +122,14 @@ class Passage:
     def replayable(self) -> bool:
         return self.source.replayable
 
-    async def open(self) -> AsyncIterator[bytes]:
-        self.sent = 0
+    async def open(self) -> AsyncIterator[Piece]:
+        self._sent = 0
         self.whole = False
+        if self.may_splice and self.algorithm is None and self.rate is None and self.length is not None:
+            async for piece in self._spliced():
+                yield piece
+            self.whole = True
+            return
         self.digest = hashlib.new(self.algorithm) if self.algorithm else None
         loop = asyncio.get_running_loop()
         started_at = loop.time()
@@ -118,11 +137,26 @@ class Passage:
             if self.digest is not None:
                 self.digest.update(piece)
             for part in self._paced(piece):
-                self.sent += len(part)
+                self._sent += len(part)
                 yield part
-                if self.rate is not None and (ahead := self.sent / self.rate - (loop.time() - started_at)) > 0:
+                if self.rate is not None and (ahead := self._sent / self.rate - (loop.time() - started_at)) > 0:
                     await asyncio.sleep(ahead)
         self.whole = True
+
+    async def _spliced(self) -> AsyncIterator[Piece]:
+        """The source's pieces, one of which may stand for bytes that the kernel moves: of these none is too many."""
+        async for piece in self.source.read_or_splice():
+            if isinstance(piece, Splice):
+                self.path = "splice"
+                self._splice = piece
+                yield piece
+                self._splice = None
+                self._sent += piece.moved
+            else:
+                yield piece
+                self._sent += len(piece)
+        if self._sent != self.length:
+            raise self._wrong_length(f"{self._sent:,}")
 
     async def _checked(self) -> AsyncIterator[bytes]:
         """The source's pieces; the one that completes the promised length only when nothing came behind it.
@@ -216,7 +250,7 @@ async def pipe(
         logger.info('Before streaming "RSS (KB)"=%d "Peak RSS (KB)"=%d', held, memory.peak_kib())
         started_at = time.monotonic()
         async with await open_source(source, client1) as opened:
-            passage = Passage(opened, digest, rate)
+            passage = Passage(opened, digest, rate, client2.can_splice_to(target.url))
             request = target.request(client2, filename or opened.filename, passage)
             with _Ticker(passage, on_progress, progress_interval):
                 response = await _sent(request, passage)
@@ -229,6 +263,7 @@ async def pipe(
         bytes=passage.sent,
         seconds=time.monotonic() - started_at,
         attempts=opened.attempts,
+        path=passage.path,
         digest={digest: passage.digest.hexdigest()} if digest else {},
         memory_growth_kib=max(0, peak - held),
         source={"url": opened.shown, "status": opened.status},

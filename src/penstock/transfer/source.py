@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from penstock.client.body import READ_SIZE
+from penstock.client.body import READ_SIZE, Piece
 from penstock.client.client import AsyncClient
 from penstock.client.response import Response
 from penstock.errors import PenstockError, StatusError, StreamTruncated
@@ -73,6 +73,10 @@ class OpenSource:
     def read(self) -> AsyncIterator[bytes]:
         """Its bytes, from the first to the last; raises if there are fewer."""
         raise NotImplementedError
+
+    def read_or_splice(self) -> AsyncIterator[Piece]:
+        """The same, but where the kernel can move bytes from the source's socket, a piece that stands for them."""
+        return self.read()
 
     async def aclose(self) -> None:
         """Let go of it."""
@@ -132,6 +136,28 @@ class _Remote(OpenSource):
                 async for piece in self._response:
                     offset += len(piece)
                     yield piece
+                return
+            except PenstockError as error:
+                failure = error
+            self._response = await self._resumed(offset, failure)
+
+    async def read_or_splice(self) -> AsyncIterator[Piece]:
+        offset = 0
+        while True:
+            handed = self._response.splice()
+            try:
+                if handed is None:
+                    async for piece in self._response:
+                        offset += len(piece)
+                        yield piece
+                    return
+                come, rest = handed
+                if come:
+                    offset += len(come)
+                    yield come
+                yield rest
+                offset += rest.moved
+                await self._response.spliced(rest)
                 return
             except PenstockError as error:
                 failure = error
