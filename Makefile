@@ -78,7 +78,7 @@ lock: $(STAMP) ## write requirements/ anew, from pyproject.toml and the newest r
 	@$(UV_COMPILE) --group bench --constraint $(LOCKED) --output-file requirements/bench.txt
 
 clean: ## remove .venv, caches and build results
-	rm -rf $(VENV) build dist htmlcov .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist bench/.build bench/results htmlcov .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find src tests examples bench -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # A .venv made for this tree is updated in place; any other is thrown away. The first candidate that runs is taken:

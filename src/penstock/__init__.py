@@ -12,6 +12,7 @@ from penstock.client.request import Middleware, Request
 from penstock.client.response import BufferedResponse, End, Response
 from penstock.client.settings import Limits, Timeout
 from penstock.client.stream import Collected
+from penstock.engine.transport import Transport
 from penstock.errors import (
     CircuitOpenError,
     ConnectError,
@@ -92,6 +93,7 @@ __all__ = [
     "StreamStalled",
     "StreamTruncated",
     "Timeout",
+    "Transport",
     "TransportError",
     "WriteError",
     "WriteTimeout",

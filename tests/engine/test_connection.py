@@ -632,7 +632,7 @@ async def test_a_2xx_and_a_close_before_the_end_of_the_request() -> None:
 def took(low: float, high: float = 5.0) -> Any:
     began = time.monotonic()
     yield
-    assert low <= time.monotonic() - began < high
+    assert 0.9 * low <= time.monotonic() - began < high  # a loop looks at the clock once a turn
 
 
 async def test_a_server_that_never_answers() -> None:

@@ -38,8 +38,7 @@ class Limits:
 
     Attributes:
         max_idle: Idle connections kept, all hosts together.
-        max_idle_per_host: Idle connections kept per host. The stock transport of httpx2 has no such bound and goes by
-            max_idle alone.
+        max_idle_per_host: Idle connections kept per host.
         idle_timeout: Seconds after which an idle connection is closed.
     """
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import select
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -129,6 +130,8 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.closed = True
+        if error is not None:
+            self._rescue()
         self._feed = _ignore
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
@@ -141,6 +144,17 @@ class Connection(asyncio.Protocol):
         self._gone.set_result(None)
         if self.on_closed is not None:
             self.on_closed(self)
+
+    def _rescue(self) -> None:
+        """Read what the kernel holds: a write that fails takes the answer with it that the server gave as it closed."""
+        if self.transport.get_extra_info("sslcontext") is not None:
+            return
+        descriptor = self.transport.get_extra_info("socket").fileno()
+        try:
+            while self._exchange is not None and (data := os.read(descriptor, HIGH_WATER)):
+                self._feed(data)
+        except OSError:
+            pass
 
     def pause_writing(self) -> None:
         self._write_paused = True
