@@ -10,10 +10,14 @@ import random
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import penstock
+from penstock.client.settings import Timeout
+from penstock.engine import splice
+from penstock.errors import StreamError
 from penstock.origin.app import app as origin
 from penstock.testing import serve
 from penstock.transfer.destination import Put
@@ -42,6 +46,7 @@ async def test_what_the_report_tells(tmp_path: Path) -> None:
             "seconds",
             "bytes_per_second",
             "attempts",
+            "path",
             "digest",
             "memory_growth_kib",
             "source",
@@ -60,7 +65,7 @@ async def test_what_the_report_tells(tmp_path: Path) -> None:
 
 
 async def test_a_report_of_no_time_divides_nothing() -> None:
-    assert Report(0, 0.0, 1, {}, 0, {}, {}).bytes_per_second == 0
+    assert Report(0, 0.0, 1, "copy", {}, 0, {}, {}).bytes_per_second == 0
 
 
 async def test_credentials_in_urls_are_in_no_report(tmp_path: Path) -> None:
@@ -277,3 +282,49 @@ async def test_cancelling_breaks_the_upload_off(tmp_path: Path) -> None:
             await task
         await destination.upload.gone.wait()
         assert not destination.upload.complete
+
+
+# -- which way the bytes go
+
+
+async def spliced(tmp_path: Path, query: str = "", **options: Any) -> Report:
+    """A pipe of 4.6 MB between two sample servers."""
+    async with serve(origin(tmp_path)) as source, serve(origin(tmp_path)) as destination:
+        return await pipe(f"{source}/file?lines=100000{query}", f"{destination}/upload", **options)
+
+
+@pytest.mark.skipif(not splice.available, reason="splice(2) is Linux's")
+async def test_the_kernel_moves_what_nobody_looks_at(tmp_path: Path) -> None:
+    seen: list[int] = []
+    report = await spliced(tmp_path, on_progress=lambda passage: seen.append(passage.sent))
+    digested = await spliced(tmp_path, digest="sha256")
+    assert (report.path, digested.path) == ("splice", "copy")
+    assert report.to_dict()["path"] == "splice"
+    assert report.bytes == digested.bytes == 4_588_895
+    assert seen == sorted(seen)
+    assert seen[-1] == report.bytes
+    assert hashlib.sha256((tmp_path / "large.txt").read_bytes()).hexdigest() == digested.digest["sha256"]
+
+
+@pytest.mark.skipif(not splice.available, reason="splice(2) is Linux's")
+async def test_a_spliced_source_that_breaks_is_picked_up_where_it_broke(tmp_path: Path) -> None:
+    whole = await spliced(tmp_path, digest="sha256")
+    report = await spliced(tmp_path, "&cut_after=30", retries=5)
+    assert (report.path, report.bytes) == ("splice", whole.bytes)
+    assert report.attempts == 3
+    assert hashlib.sha256((tmp_path / "large.txt").read_bytes()).hexdigest() == whole.digest["sha256"]
+
+
+@pytest.mark.parametrize("fault", ["cut_after=3", "truncate_after=3", "stall_after=3"])
+async def test_a_spliced_source_that_breaks_breaks_the_upload(tmp_path: Path, fault: str) -> None:
+    with pytest.raises(StreamError):
+        await spliced(tmp_path, f"&{fault}", timeout=Timeout(between_events=0.5))
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_what_must_be_seen_is_copied(tmp_path: Path) -> None:
+    assert (await spliced(tmp_path, rate=10**12)).path == "copy"
+    async with serve(origin(tmp_path)) as destination:
+        assert (await pipe(tmp_path / "large.txt", f"{destination}/upload")).path == "copy"
+        chunked = await pipe(f"{destination}/generate?chunks=3&interval=0", f"{destination}/upload")
+        assert (chunked.path, chunked.bytes > 0) == ("copy", True)
