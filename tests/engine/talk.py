@@ -67,21 +67,16 @@ def sockets() -> int:
 @contextlib.asynccontextmanager
 async def nothing_left() -> AsyncIterator[None]:
     """Fail when the block leaves a task or a socket behind."""
-    await _settled()
+    gc.collect()
+    await asyncio.sleep(0)
     tasks, open_before = asyncio.all_tasks(), sockets()
     yield
     for _ in range(200):
-        await _settled()
+        await asyncio.sleep(0)
         if asyncio.all_tasks() <= tasks and sockets() <= open_before:
             return
         await asyncio.sleep(0.01)
     raise AssertionError(f"left behind: {asyncio.all_tasks() - tasks}, {sockets() - open_before} sockets")
-
-
-async def _settled() -> None:
-    gc.collect()
-    for _ in range(3):
-        await asyncio.sleep(0)
 
 
 def splits(raw: bytes, cuts: list[int]) -> Iterator[bytes]:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -15,7 +15,6 @@ from penstock.relay.app import Relay
 from penstock.testing import serve
 from tests.relay.peers import (
     CHUNKED,
-    SERVERS,
     Peer,
     Serve,
     answering,
@@ -26,13 +25,14 @@ from tests.relay.peers import (
     until,
     upstream,
 )
+from tests.relay.servers import EVERY_SERVER
 
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture(params=SERVERS)
+@pytest.fixture(params=EVERY_SERVER)
 def served(request: pytest.FixtureRequest) -> Serve:
-    return SERVERS[request.param]
+    return cast("Serve", request.param)
 
 
 # -- the body

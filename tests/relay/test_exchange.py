@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import hashlib
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -30,15 +30,16 @@ from tests.relay.peers import (
     until,
     upstream,
 )
+from tests.relay.servers import EVERY_SERVER
 
 pytestmark = pytest.mark.anyio
 
 MIB = 1 << 20
 
 
-@pytest.fixture(params=SERVERS)
+@pytest.fixture(params=EVERY_SERVER)
 def served(request: pytest.FixtureRequest) -> Serve:
-    return SERVERS[request.param]
+    return cast("Serve", request.param)
 
 
 # -- as it comes

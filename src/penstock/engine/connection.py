@@ -22,6 +22,7 @@ import asyncio
 import math
 import os
 import select
+import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
@@ -43,6 +44,8 @@ from penstock.errors import (
 
 HIGH_WATER = 256 * 1024
 CONTINUE_SECONDS = 1.0
+FREE_OVERHEAD_BYTES = 256
+"""What a read of a chunked body may hold beside the body before it is worth counting."""
 
 
 class BodyLengthError(ProtocolError):
@@ -122,10 +125,23 @@ class Connection(asyncio.Protocol):
         self._feed(data)
 
     def eof_received(self) -> bool:
-        if self._exchange is not None:
-            self._exchange.ended(None)
-        else:
+        if self._exchange is None:
             self.closed = True
+        elif not self._cut_off():
+            self._exchange.ended(None)
+        return False
+
+    def _cut_off(self) -> bool:
+        """Whether this is TLS and its end came without the server's word: asyncio calls both `eof_received`."""
+        tls = self.transport.get_extra_info("ssl_object")
+        if tls is None:
+            return False
+        try:
+            tls.read(1)
+        except ssl.SSLZeroReturnError:
+            return False
+        except ssl.SSLError:
+            return True
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -534,8 +550,10 @@ class Exchange:
         before = self.received
         try:
             complete = self.parser.feed_chunked(data)
-            if not self.parser.surplus:
-                self.parser.count_overhead(len(data), self.received - before)
+            body = self.received - before
+            overhead = len(data) - body
+            if (overhead > FREE_OVERHEAD_BYTES or not body or self.parser.overhead) and not self.parser.surplus:
+                self.parser.count_overhead(overhead, body)
         except PenstockError as error:
             self._fail(error)
             return

@@ -99,7 +99,9 @@ async def _connect(origin: Origin, local_address: str | None) -> Connection:
             protocol, origin.path, ssl=origin.tls, server_hostname=server_name
         )
         return connection
-    addresses = await loop.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
+    addresses = _literal(origin.host, origin.port) or await loop.getaddrinfo(
+        origin.host, origin.port, type=socket.SOCK_STREAM
+    )
     sock = await _race(loop, _alternating(addresses), local_address)
     try:
         _, connection = await loop.create_connection(protocol, sock=sock, ssl=origin.tls, server_hostname=server_name)
@@ -107,6 +109,14 @@ async def _connect(origin: Origin, local_address: str | None) -> Connection:
         sock.close()
         raise
     return connection
+
+
+def _literal(host: str, port: int) -> list[tuple[Any, ...]]:
+    """The address that a host is, if it is one: no resolver, and so no thread, is needed to tell."""
+    try:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except (OSError, UnicodeError):
+        return []
 
 
 def _alternating(found: Sequence[tuple[Any, ...]]) -> list[Address]:

@@ -95,9 +95,9 @@ class ResponseParser:
         self._searched = 0
         self._in_body = False
         self._surplus = False
-        self._chunks = 0
-        self._overhead = 0
+        self.overhead = 0
         self._parser = httptools.HttpResponseParser(self)
+        self._feed = self._parser.feed_data
 
     def feed_head(self, data: bytes) -> bytes | None:
         """Absorb bytes of the head; once it is whole, what follows it. The head is then in `head`.
@@ -141,29 +141,31 @@ class ResponseParser:
         Raises:
             ProtocolError: The framing is broken.
         """
-        self._chunks = 0
         try:
-            self._parser.feed_data(data)
+            self._feed(data)
         except httptools.HttpParserError as error:
             if not self.complete:
                 raise ProtocolError(f"the response's chunks are malformed: {error}") from None
             self._surplus = True
         return self.complete
 
-    def count_overhead(self, received: int, body: int) -> None:
-        """Hold what `feed_chunked` was given last against the limit: so many bytes, so many of them the body's.
+    def count_overhead(self, overhead: int, body: int) -> None:
+        """Hold what `feed_chunked` was given last against the limit.
 
+        Args:
+            overhead: Its bytes that were none of the body's.
+            body: Those that were; the least of them excuses the overhead of a chunk of its own.
         Raises:
             LimitExceeded: A chunk's header, or the trailers, are longer than MAX_OVERHEAD_BYTES.
         """
-        self._overhead += received - body
-        if self._overhead > MAX_OVERHEAD_BYTES + self._chunks * CHUNK_OVERHEAD_BYTES:
+        self.overhead += overhead
+        if self.overhead > MAX_OVERHEAD_BYTES + body * CHUNK_OVERHEAD_BYTES:
             raise LimitExceeded(
                 f"a chunk's header or the trailers are longer than {MAX_OVERHEAD_BYTES:,} bytes",
                 limit="max_overhead_bytes",
             )
-        if self._chunks or body:
-            self._overhead = 0
+        if body:
+            self.overhead = 0
 
     @property
     def surplus(self) -> bool:
@@ -182,9 +184,6 @@ class ResponseParser:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         (self.trailers if self._in_body else self.head.headers).append((name, value.rstrip(b" \t")))
-
-    def on_chunk_header(self) -> None:
-        self._chunks += 1
 
     def on_message_complete(self) -> None:
         self.complete = True

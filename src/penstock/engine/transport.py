@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.request import getproxies, proxy_bypass
 
+import httpcore2
 import httpx2
 
 from penstock.engine.connection import BodyLengthError, Connection, Exchange, Outgoing, Patience
@@ -281,7 +282,10 @@ class _Body(httpx2.AsyncByteStream):
 
 
 class _NetworkStream:
-    """What httpx2 calls the network stream: facts about the connection, and the raw bytes of an upgraded one."""
+    """What httpx2 calls the network stream: facts about the connection, and the raw bytes of an upgraded one.
+
+    Its errors are httpcore2's, as those of httpx2's own are: who speaks another protocol on it waits for them.
+    """
 
     def __init__(self, connection: Connection, exchange: Exchange) -> None:
         self._connection = connection
@@ -294,23 +298,26 @@ class _NetworkStream:
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         if self._exchange.head.framing is not Framing.TUNNEL:
-            raise httpx2.ReadError("the connection was not upgraded")
+            raise httpcore2.ReadError("the connection was not upgraded")
         if not self._held:
             try:
-                with _as_httpx2():
-                    async with asyncio.timeout(timeout):
-                        self._held = await self._exchange.read()
+                async with asyncio.timeout(timeout):
+                    self._held = await self._exchange.read()
+            except PenstockError as error:
+                raise httpcore2.ReadError(str(error)) from error
             except TimeoutError:
-                raise httpx2.ReadTimeout("nothing came in time") from None
+                raise httpcore2.ReadTimeout("nothing came in time") from None
         data, self._held = self._held[:max_bytes], self._held[max_bytes:]
         return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        with _as_httpx2():
+        try:
             self._connection.write(buffer)
             await self._connection.drained(timeout)
-            if self._connection.closed:
-                raise WriteError("the connection is closed")
+        except WriteTimeout as error:
+            raise httpcore2.WriteTimeout(str(error)) from error
+        if self._connection.closed:
+            raise httpcore2.WriteError("the connection is closed")
 
     async def aclose(self) -> None:
         await self._exchange.close()

@@ -45,7 +45,7 @@ class Cycle:
         bodiless: Whether the response has no body whatever the application sends.
     """
 
-    def __init__(self, owner: Owner, head: RequestHead) -> None:
+    def __init__(self, owner: Owner, head: RequestHead, *, write_paused: bool = False) -> None:
         self.head = head
         self.disconnected = False
         self.body_complete = head.length == 0
@@ -63,8 +63,9 @@ class Cycle:
         if self.body_complete:
             self._news.set()
         self._left: int | None = None
-        self._writable: asyncio.Future[None] | None = None
-        self.write_paused = False
+        self._room = asyncio.Event()
+        if not write_paused:
+            self._room.set()
 
     async def run(self, app: Any, scope: dict[str, Any]) -> None:
         """Run the application; whatever it does, the connection ends up in order."""
@@ -103,6 +104,7 @@ class Cycle:
     def body_piece(self, data: bytes) -> bool:
         """Take a piece of the request's body; whether that is enough for now."""
         self._body += data
+        self.expects_continue = False  # it does not wait
         self._news.set()
         return len(self._body) > HIGH_WATER
 
@@ -115,19 +117,24 @@ class Cycle:
         """The connection is gone, or will hear nothing more."""
         self.disconnected = True
         self._news.set()
-        self.resume()
+        self._room.set()  # but a direct writer is not told to bring more
+
+    @property
+    def write_paused(self) -> bool:
+        """Whether the socket takes no more."""
+        return not self._room.is_set()
 
     def pause(self) -> None:
         """The socket takes no more."""
-        self.write_paused = True
+        if self.disconnected:
+            return
+        self._room.clear()
         if self.direct is not None:
             self.direct.paused_by_socket()
 
     def resume(self) -> None:
         """The socket takes more."""
-        self.write_paused = False
-        if self._writable is not None and not self._writable.done():
-            self._writable.set_result(None)
+        self._room.set()
         if self.direct is not None:
             self.direct.resumed_by_socket()
 
@@ -140,7 +147,12 @@ class Cycle:
                 self.expects_continue = False
                 self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             self._owner.body_wanted()
-            await self._news.wait()
+            try:
+                await self._news.wait()
+            except asyncio.CancelledError:
+                if not (self.disconnected or self.complete):
+                    self._owner.body_taken()  # it is no longer waited for
+                raise
         self._news.clear()
         if self.disconnected or self.complete:
             self._news.set()
@@ -157,8 +169,8 @@ class Cycle:
             RuntimeError: A message out of its turn, a field that no response can carry, or a body that is not as long
                 as its Content-Length.
         """
-        if self.write_paused and not self.disconnected:
-            await self.drained()
+        while self.write_paused:
+            await self._room.wait()
         if self.disconnected:
             return
         kind = message["type"]
@@ -175,17 +187,9 @@ class Cycle:
             if not message.get("more_body", False):
                 self._finish()
 
-    async def drained(self) -> None:
-        """Wait until the socket takes more, or the reader has left."""
-        self._writable = asyncio.get_running_loop().create_future()
-        try:
-            await self._writable
-        finally:
-            self._writable = None
-
     def write(self, body: bytes) -> None:
-        """Send a piece of the body in the response's framing; never waits."""
-        if not body or self.bodiless:
+        """Send a piece of the body in the response's framing; never waits. After the reader has left it does nothing."""
+        if not body or self.bodiless or self.disconnected:
             return
         if self.chunked:
             self._transport.write(b"%x\r\n%b\r\n" % (len(body), body))
@@ -198,7 +202,10 @@ class Cycle:
 
     def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         head = self.head
-        self.bodiless = head.method == "HEAD" or status in (204, 304) or status < 200
+        if not 200 <= status <= 999:
+            raise RuntimeError(f"{status} is no status of a response")
+        self.bodiless = head.method == "HEAD" or status in (204, 304)
+        self._left = None
         lines = [_status_line(status)]
         names = set()
         for name, value in headers:
@@ -213,8 +220,11 @@ class Cycle:
                 if b"close" in [option.strip().lower() for option in value.split(b",")]:
                     self.keep_alive = False
                 continue
-            if lowered == b"content-length" and not self.bodiless:
-                self._left = int(value)
+            if lowered == b"content-length":
+                if not value.isdigit() or lowered in names:
+                    raise RuntimeError(f"a response has one Content-Length, a number, and not {value!r}")
+                if not self.bodiless:
+                    self._left = int(value)
             names.add(lowered)
             lines.append(b"%b: %b\r\n" % (lowered, value))
         if b"date" not in names:
@@ -225,6 +235,8 @@ class Cycle:
                 lines.append(b"transfer-encoding: chunked\r\n")
             else:
                 self.keep_alive = False
+        if self.expects_continue and not self.body_complete:
+            self.keep_alive = False  # the body was not asked for, and may or may not come
         if not self.keep_alive:
             lines.append(b"connection: close\r\n")
         elif head.version == "1.0":

@@ -76,6 +76,7 @@ class HttpProtocol(asyncio.Protocol):
         self._discarded = 0
         self._chunks: ChunkedBody | None = None
         self._reading = True
+        self._write_paused = False
         self._stopping = False
         self._deadline: float | None = None
         self._on_deadline: Callable[[], None] = self._close
@@ -110,10 +111,12 @@ class HttpProtocol(asyncio.Protocol):
         self._reader_left()
 
     def pause_writing(self) -> None:
+        self._write_paused = True
         if self._cycle is not None:
             self._cycle.pause()
 
     def resume_writing(self) -> None:
+        self._write_paused = False
         if self._cycle is not None:
             self._cycle.resume()
 
@@ -142,13 +145,17 @@ class HttpProtocol(asyncio.Protocol):
             self._searched = 0
             self._expect(HEAD_SECONDS, self._head_too_late)
         held += data
-        end = held.find(b"\r\n\r\n", max(0, self._searched - 3))
+        start = max(0, self._searched - 3)
+        end = held.find(b"\r\n\r\n", start)
         self._searched = len(held)
         if (len(held) if end < 0 else end) > MAX_HEAD_BYTES:
-            self._reject(Rejected(431, f"the request's head is longer than {MAX_HEAD_BYTES:,} bytes"))
+            if held.find(b"\n", 0, MAX_HEAD_BYTES) < 0:
+                self._reject(Rejected(414, f"the request line is longer than {MAX_HEAD_BYTES:,} bytes"))
+            else:
+                self._reject(Rejected(431, f"the request's head is longer than {MAX_HEAD_BYTES:,} bytes"))
             return
         if end < 0:
-            if b"\n\n" in held or b"\n\r\n" in held:
+            if held.find(b"\n\n", start) >= 0 or held.find(b"\n\r\n", start) >= 0:
                 self._reject(Rejected(400, "a line of the request ends in a bare LF"))
             return
         raw = bytes(held[: end + 4])
@@ -160,8 +167,11 @@ class HttpProtocol(asyncio.Protocol):
             self._reject(rejected)
             return
         self._expect(None)
-        cycle = self._cycle = Cycle(self, head)
+        # The answer before this one, to a reader that pipelines, may still fill the socket.
+        cycle = self._cycle = Cycle(self, head, write_paused=self._write_paused)
         self._begin_body(head.length, rest)
+        if cycle.disconnected:
+            return  # what came of its body was refused
         scope = self._scope(cycle)
         task = self.loop.create_task(cycle.run(self._app, scope))
         self._state.tasks.add(task)
@@ -319,7 +329,7 @@ class HttpProtocol(asyncio.Protocol):
     def _next(self, rest: bytes) -> None:
         """On to the next request, which may have come already."""
         cycle = self._cycle
-        if cycle is None or not cycle.keep_alive or self._stopping:
+        if cycle is None or not cycle.keep_alive or self._stopping or self.transport.is_closing():
             self._close()
             return
         self._cycle = None

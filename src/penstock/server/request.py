@@ -3,12 +3,13 @@
 ==================================================  ======
 refused                                             status
 ==================================================  ======
-no request, bare CR or LF, a folded field, no or     400
-several Hosts, Content-Lengths that differ or are
-no number, a length beside a coding
+no request, bare CR or LF, a folded field, no,       400
+several or no proper Hosts, Content-Lengths that
+differ or are no number, a length beside a coding
 an Expect that is not 100-continue                   417
 a target, or a head, that is too long                414, 431
 CONNECT; a transfer coding other than chunked        501
+a version other than HTTP/1.0 and HTTP/1.1           505
 ==================================================  ======
 
 An Upgrade is ignored, as RFC 9110 allows, and its request keeps its body: llhttp, which would take what follows the
@@ -50,9 +51,8 @@ class RequestHead:
 
     Attributes:
         method: In capitals.
-        target: As it came, without the origin of an absolute one.
         path: The target's path, undone of its percent-encoding.
-        raw_path: The target's path as it came.
+        raw_path: The target's path as it came, without the origin of an absolute one.
         query: What followed the question mark.
         version: "1.1" or "1.0".
         headers: Names in lower case.
@@ -83,7 +83,7 @@ class _Collector:
         self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name.lower(), value))
+        self.headers.append((name.lower(), value.rstrip(b" \t")))  # llhttp strips the blanks before it only
 
 
 def read_head(raw: bytes) -> RequestHead:
@@ -104,6 +104,9 @@ def read_head(raw: bytes) -> RequestHead:
         pass
     except httptools.HttpParserError as error:
         raise Rejected(400, f"the request is malformed: {error}") from None
+    line = raw[: raw.index(b"\r\n")]
+    if line.count(b" ") != 2 or not line.rpartition(b" ")[2].startswith(b"HTTP/"):  # llhttp takes RTSP and ICE as well
+        raise Rejected(400, "the request line is no method, target and HTTP version with one space between")
     method = parser.get_method().decode("ascii")
     if method == "CONNECT":
         raise Rejected(501, "CONNECT is not served")
@@ -114,10 +117,7 @@ def read_head(raw: bytes) -> RequestHead:
         raise Rejected(505, "only HTTP/1.0 and HTTP/1.1 are spoken")
     path, query = _split_target(method, found.url)
     fields = _Fields(found.headers, version)
-    try:
-        decoded = unquote_to_bytes(path).decode("utf-8", "surrogateescape").encode("utf-8", "replace").decode()
-    except ValueError:
-        raise Rejected(400, "the request's path is malformed") from None
+    decoded = unquote_to_bytes(path).decode("utf-8", "replace")
     return RequestHead(
         method, decoded, path, query, version, found.headers, fields.length, fields.keep_alive, fields.expects_continue
     )
@@ -138,7 +138,8 @@ def _split_target(method: str, url: bytes) -> tuple[bytes, bytes]:
     if separator and scheme.lower() in (b"http", b"https"):
         authority = rest.partition(b"/")[0].partition(b"?")[0]
         path, _, query = rest[len(authority) :].partition(b"#")[0].partition(b"?")
-        return path or b"/", query
+        if authority:
+            return path or b"/", query
     raise Rejected(400, "the request target is no path")
 
 
@@ -153,13 +154,15 @@ class _Fields:
         self.expects_continue = False
         for name, value in headers:
             if name == b"content-length":
-                lengths.add(value.strip(b" \t"))
+                lengths.add(value)
             elif name == b"transfer-encoding":
                 codings += [part.strip(b" \t").lower() for part in value.split(b",")]
             elif name == b"connection":
                 options.update(part.strip(b" \t").lower() for part in value.split(b","))
             elif name == b"host":
                 hosts += 1
+                if not _HOST.issuperset(value):
+                    raise Rejected(400, "the request's Host is none")
             elif name == b"expect":
                 if value.lower() != b"100-continue":
                     raise Rejected(417, "the only Expect that is met is 100-continue")
@@ -204,6 +207,7 @@ class ChunkedBody:
         self._on_body = on_body
         self._line = bytearray()  # a chunk's header, the CRLF behind its data, or a trailer, until it is whole
         self._left = 0  # bytes of the current chunk's data that have not come
+        self._overhead = 0  # bytes of the chunks' extensions beyond those of their data
         self._behind_data = False
         self._in_trailers = False
         self._trailer_bytes = 0
@@ -239,9 +243,11 @@ class ChunkedBody:
 
     def _ended_by(self, line: bytes) -> bool:
         """Take in a whole line; whether it was the last."""
-        if not line.endswith(b"\r\n") or b"\r" in line[:-2]:
-            raise Rejected(400, "a line of the chunked body ends in a bare CR or LF")
+        if not line.endswith(b"\r\n"):
+            raise Rejected(400, "a line of the chunked body ends in a bare LF")
         line = line[:-2]
+        if not _CONTROL.isdisjoint(line):
+            raise Rejected(400, "a line of the chunked body holds a control character")
         if self._in_trailers:
             return self._trailer(line)
         if self._behind_data:
@@ -249,11 +255,16 @@ class ChunkedBody:
                 raise Rejected(400, "a chunk is longer than its header says")
             self._behind_data = False
             return False
-        number = line.partition(b";")[0].rstrip(b" \t")
+        number, extended, _ = line.partition(b";")
+        if extended:
+            number = number.rstrip(b" \t")
         if not 0 < len(number) <= 15 or not _HEX.issuperset(number):
             raise Rejected(400, "a chunk's size is not a hexadecimal number")
         self._left = int(number, 16)
         self._in_trailers = not self._left
+        self._overhead = max(0, self._overhead + len(line) - len(number) - self._left)
+        if self._overhead > MAX_OVERHEAD_BYTES:
+            raise Rejected(431, "the chunks' extensions are longer than what the chunks hold")
         return False
 
     def _trailer(self, line: bytes) -> bool:
@@ -270,4 +281,7 @@ class ChunkedBody:
 
 
 _HEX = frozenset(b"0123456789abcdefABCDEF")
-_TOKEN = frozenset(b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
+_ALPHANUMERIC = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_TOKEN = frozenset(b"!#$%&'*+-.^_`|~" + _ALPHANUMERIC)
+_HOST = frozenset(b"-._~%!$&'()*+,;=:[]" + _ALPHANUMERIC)
+_CONTROL = (frozenset(range(32)) - {9}) | {127}
