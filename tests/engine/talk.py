@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -67,7 +66,6 @@ def sockets() -> int:
 @contextlib.asynccontextmanager
 async def nothing_left() -> AsyncIterator[None]:
     """Fail when the block leaves a task or a socket behind."""
-    gc.collect()
     await asyncio.sleep(0)
     tasks, open_before = asyncio.all_tasks(), sockets()
     yield

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import trustme
 
-from penstock.engine.connection import Exchange
+from penstock.engine.connection import Exchange, Patience
 from penstock.engine.dial import Origin, dial
 from penstock.errors import ConnectError, ConnectTimeout, ReadTimeout, StreamTruncated
 from penstock.testing import script, wait_request
-from tests.engine.talk import GET, SOON, Patience, nothing_left, whole
+from tests.engine.talk import GET, SOON, nothing_left, whole
 
 pytestmark = pytest.mark.anyio
 
@@ -117,7 +117,7 @@ async def test_what_refuses_is_passed_by_at_once(anyio_backend: tuple[str, dict[
                 await dial(Origin("x", 0), 5)
             assert caught.value.reason == "refused"
             resolving(patch)
-            with pytest.raises(ConnectError, match="no address|No route") as caught:
+            with pytest.raises(ConnectError, match=r"no address|No route") as caught:
                 await dial(Origin("x", 0), 5)
             assert caught.value.reason == "unreachable"
 
@@ -169,9 +169,9 @@ async def test_cancelling_at_every_turn(host: str) -> None:
                 made += 1
         assert made
         await asyncio.sleep(0.01)
-    with silent() as (host, port):
+    with silent() as (silent_host, port):
         async with nothing_left():
-            task = asyncio.create_task(dial(Origin(host, port), 5))
+            task = asyncio.create_task(dial(Origin(silent_host, port), 5))
             await asyncio.sleep(0.02)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -193,10 +193,12 @@ async def test_a_unix_socket(tmp_path: Path) -> None:
     with pytest.raises(ConnectError) as caught:
         await dial(Origin("x", 80, path=path), 5)
     assert caught.value.reason == "refused"
-    async with nothing_left():
-        async with await asyncio.start_unix_server(answer, path):
-            assert await ask(Origin("x", 80, path=path)) == b"ok"
-            await asyncio.sleep(0.01)
+    async with (
+        nothing_left(),
+        await asyncio.start_unix_server(answer, path),
+    ):
+        assert await ask(Origin("x", 80, path=path)) == b"ok"
+        await asyncio.sleep(0.01)
 
 
 # -- TLS -------------------------------------------------------------------------------------------------------------

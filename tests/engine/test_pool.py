@@ -41,13 +41,15 @@ async def use(connection: Connection) -> None:
 @contextlib.asynccontextmanager
 async def pooled(*scripts: Sequence[Step], **settings: float | None) -> AsyncIterator[tuple[Pool, Script]]:
     """A pool, and a server that answers every request unless it has scripts."""
-    async with nothing_left():
-        async with script(*(scripts or [STEADY]), repeat=True) as server:
-            pool = Pool(**settings)  # type: ignore[arg-type]
-            try:
-                yield pool, server
-            finally:
-                await pool.aclose()
+    async with (
+        nothing_left(),
+        script(*(scripts or [STEADY]), repeat=True) as server,
+    ):
+        pool = Pool(**settings)  # type: ignore[arg-type]
+        try:
+            yield pool, server
+        finally:
+            await pool.aclose()
 
 
 async def test_a_connection_is_used_again() -> None:
@@ -272,7 +274,7 @@ async def test_closing_ends_busy_ones_and_waiters() -> None:
         await asyncio.sleep(0.01)
         await pool.aclose()
         for task in (reader, waiter):
-            with pytest.raises(Exception, match="lost|closed"):
+            with pytest.raises(Exception, match=r"lost|closed"):
                 await task
         with pytest.raises(TransportError, match="the client was closed"):
             await take(pool, to(server))

@@ -14,7 +14,6 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.request import getproxies, proxy_bypass
 
-import httpcore2
 import httpx2
 
 from penstock.engine.connection import BodyLengthError, Connection, Exchange, Outgoing, Patience
@@ -297,6 +296,8 @@ class _NetworkStream:
         return self._connection.transport.get_extra_info(known[info]) if info in known else None
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        import httpcore2  # 80 ms, which httpx2 too spends only when it must
+
         if self._exchange.head.framing is not Framing.TUNNEL:
             raise httpcore2.ReadError("the connection was not upgraded")
         if not self._held:
@@ -311,6 +312,8 @@ class _NetworkStream:
         return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        import httpcore2
+
         try:
             self._connection.write(buffer)
             await self._connection.drained(timeout)

@@ -320,7 +320,7 @@ class HttpProtocol(asyncio.Protocol):
             if keep_alive and not self._stopping:
                 self._next(b"")
             else:
-                self._close()
+                self._linger()
         elif keep_alive and not self._stopping and not cycle.expects_continue:
             self._expect(LINGER_SECONDS, self._close)  # the rest of the body is thrown away, see _body_piece
         else:
