@@ -130,10 +130,10 @@ def test_every_failure_has_its_code_and_one_line(
 ) -> None:
     app = typer.Typer()
     app.command()(failing(error))
-    monkeypatch.setattr(main, "app", app)
+    monkeypatch.setattr(main, "app_with", lambda *_: app)
     done = run("now")
     assert done.code == 2  # it takes no arguments
-    monkeypatch.setattr(main, "app", lambda *_, **__: failing(error)())
+    monkeypatch.setattr(main, "app_with", lambda *_: lambda *_, **__: failing(error)())
     done = run("now")
     assert (done.code, done.out) == (code, "")
     assert done.err.startswith(f"penstock: {line}")
@@ -147,7 +147,7 @@ def test_every_failure_has_its_code_and_one_line(
 
 def test_a_failure_says_what_could_be_done(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     error = RetriesExhausted("gave up", attempts=3, last=REFUSED, url="http://x/")
-    monkeypatch.setattr(main, "app", lambda *_, **__: failing(error)())
+    monkeypatch.setattr(main, "app_with", lambda *_: lambda *_, **__: failing(error)())
     assert json.loads(run("now", "--json").out) == {
         "error": {
             "category": "network",
@@ -165,6 +165,6 @@ def test_a_reader_that_has_left_is_no_failure_to_tell(monkeypatch: pytest.Monkey
         def leave(*_: object, error: BaseException = error, **__: object) -> None:
             raise error
 
-        monkeypatch.setattr(main, "app", leave)
+        monkeypatch.setattr(main, "app_with", lambda *_: leave)
         with pytest.raises(output.ReaderLeft):
             main.run(["tail"], as_json=False)

@@ -31,7 +31,8 @@ def test_the_report_is_one_object(run: Run, prepared: Canned, file: Path) -> Non
     assert (done.code, done.err) == (0, "")
     (report,) = done.records
     assert list(report) == [
-        *("bytes", "seconds", "bytes_per_second", "attempts", "digest", "memory_growth_kib", "source", "destination")
+        *("bytes", "seconds", "bytes_per_second", "attempts", "path", "digest", "memory_growth_kib"),
+        *("source", "destination"),
     ]
     assert report["source"] == {"url": str(file), "status": None}
     assert (report["bytes"], report["attempts"], report["digest"]) == (7, 1, {})

@@ -336,9 +336,9 @@ async def serving(talk: Callable[[socket.socket], None]) -> AsyncIterator[int]:
 async def test_an_exchange_that_is_over_leaves_the_connection_to_the_next() -> None:
     """It pauses when it holds much, and its end may come with the bytes that make it so; then the socket is not its."""
     much, more = b"x" * (HIGH_WATER - 10_000), b"y" * 20_000
-    first_steps = [CHUNKED + b"%x\r\n%b\r\n" % (len(much), much), pause(0.1)]
+    first_steps: list[Step] = [CHUNKED + b"%x\r\n%b\r\n" % (len(much), much), pause(0.1)]
     last_chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (len(more), more)
-    answer = [wait_request(), OKAY[:-2], pause(0.1), OKAY[-2:]]
+    answer: list[Step] = [wait_request(), OKAY[:-2], pause(0.1), OKAY[-2:]]
     async with script(wait_request(), *first_steps, last_chunks, *answer) as server:
         connection = await connected(server)
         idle: list[Connection] = []

@@ -183,6 +183,7 @@ CODING = st.lists(
 ).map(b"".join)
 
 
+@settings(max_examples=300)
 @given(values=st.lists(CODING, min_size=1, max_size=3))
 def test_the_engine_and_llhttp_never_differ_on_chunked(values: list[bytes]) -> None:
     """Where they did, one of them would take the chunks' framing for content."""

@@ -136,7 +136,7 @@ def run(arguments: list[str], *, as_json: bool) -> int:
 
 
 def _failed(error: BaseException, message: str, code: int, *, as_json: bool) -> int:
-    line = " ".join(message.split())
+    line = output.printable(" ".join(message.split()))
     if as_json:
         output.record(output.error_record(error, line))
     else:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from penstock.client.builder import FRAMING
 from penstock.wire.headers import check_header
 
 Json = Annotated[bool, typer.Option("--json", help="Tell everything as one JSON object per line on stdout.")]
@@ -30,6 +31,8 @@ def headers(values: list[str]) -> dict[str, str]:
             check_header(name.strip(), content.strip())
         except ValueError as error:
             raise typer.BadParameter(str(error)) from None
+        if name.strip().lower() in FRAMING:
+            raise typer.BadParameter(f"{name.strip()} is not set by hand: it follows from the body")
         result[name.strip()] = content.strip()
     return result
 

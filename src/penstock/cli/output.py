@@ -78,6 +78,11 @@ def record(value: dict[str, Any]) -> None:
     data(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
 
 
+def printable(line: str) -> str:
+    """A line with what a server may have put into it made harmless: no escape sequence reaches the terminal."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in line)
+
+
 def note(text: str) -> None:
     """A line for the person at the terminal; that nobody reads it any more changes nothing."""
     try:
@@ -110,7 +115,7 @@ class _Notes(logging.Handler):
     """Writes to what stderr is now: while a progress bar is shown, that puts lines above it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        note(self.format(record))
+        note(printable(self.format(record)))
 
 
 def show_log(level: int = logging.INFO) -> None:

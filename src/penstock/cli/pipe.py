@@ -39,8 +39,12 @@ def pipe(
     timeout: Annotated[
         float | None, typer.Option(callback=options.seconds, metavar="SECONDS", help="For the whole of each side.")
     ] = None,
+    timeout_first: Annotated[
+        float, typer.Option(callback=options.seconds, metavar="SECONDS", help="To the source's first byte.")
+    ] = 30.0,
     timeout_between: Annotated[
-        float, typer.Option(callback=options.seconds, metavar="SECONDS", help="Between two pieces of either.")
+        float,
+        typer.Option(callback=options.seconds, metavar="SECONDS", help="Between two pieces, on either side."),
     ] = 60.0,
     json: options.Json = False,
 ) -> int:
@@ -57,9 +61,9 @@ def pipe(
         target = Put(destination, headers=sent)
     else:
         target = Multipart(destination, field, filename, options.pairs(form or []), sent)
-    origin = Source(_source(source), options.headers(source_header or []))
+    origin = Source(_source(source), options.headers(source_header or []), name="stdin")
     rate = options.size(limit_rate)
-    patience = Timeout(between_events=timeout_between, total=timeout)
+    patience = Timeout(first_event=timeout_first, between_events=timeout_between, total=timeout)
     if json:
         output.hide_log()
     else:
@@ -102,4 +106,6 @@ def _source(text: str) -> str | Path | AsyncIterable[bytes]:
         return stdin()
     if "://" in text:
         return text
+    if not text:
+        raise typer.BadParameter("SOURCE is empty: name a URL, a file, or - for stdin")
     return Path(text)

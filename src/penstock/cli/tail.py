@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -23,6 +24,7 @@ from penstock.client.stream import ItemStream
 from penstock.errors import PenstockError
 from penstock.resilience.breaker import Breaker
 from penstock.resilience.retry import Retry
+from penstock.transfer.source import Source, open_source
 from penstock.wire.headers import is_ndjson
 from penstock.wire.sse import Event
 
@@ -100,7 +102,7 @@ def tail(
 
 async def _copy(request: RequestBuilder) -> None:
     async with request.send() as response:
-        if response.status >= 400:
+        if not 200 <= response.status < 300:
             raise response.status_error(await response.beginning())
         async for piece in response:
             output.raw(piece)
@@ -204,8 +206,9 @@ async def _content(body: str) -> bytes:
     if body == "@-":
         return b"".join([piece async for piece in stdin()])
     if body.startswith("@"):
-        return Path(body[1:]).read_bytes()
-    return body.encode()
+        async with AsyncClient() as client, await open_source(Source(Path(body[1:])), client) as file:
+            return b"".join([piece async for piece in file.read()])
+    return os.fsencode(body)
 
 
 def _content_type(content: bytes, headers: dict[str, str]) -> str | None:

@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 M = TypeVar("M")
 S = TypeVar("S", bound=ItemStream[Any])
 
+FRAMING = frozenset({"content-length", "transfer-encoding"})
+"""What tells where a message ends; two that disagree make one request two."""
+
 OnRetry = Callable[[PenstockError, int, float], None]
 
 
@@ -83,9 +86,12 @@ class RequestBuilder:
         """Add a header field.
 
         Raises:
-            ValueError: The name is no token, or the value holds CR, LF or NUL (header injection).
+            ValueError: The name is no token, the value holds CR, LF or NUL (header injection), or it is one of the
+                fields that frame the body.
         """
         fields.check_header(name, value)
+        if name.lower() in FRAMING:
+            raise ValueError(f"{name} is not set by hand: it follows from the body, and from the length given with it")
         return replace(self, _headers=(*self._headers, (name, value)))
 
     def headers(self, values: Mapping[str, str]) -> Self:

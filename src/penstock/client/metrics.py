@@ -38,8 +38,10 @@ class Metrics:
 
     @property
     def success_rate(self) -> float:
-        """Successful items in percent of all; 100 where there were none and nothing failed."""
-        return 100.0 * self.successful / self.total if self.total else 100.0 if self.reason != "failed" else 0.0
+        """Successful items in percent of all; of none at all, 0 for a stream that did not come to its end."""
+        if self.total:
+            return 100.0 * self.successful / self.total
+        return 100.0 if self.reason in ("complete", "") else 0.0
 
     def to_dict(self) -> dict[str, float | int | str | None]:
         """The same as plain values, durations in seconds and rates in percent."""

@@ -23,6 +23,7 @@ from penstock.client.request import Request
 from penstock.engine.connection import Exchange, Patience
 from penstock.engine.splice import Splice
 from penstock.errors import DecodeError, LimitExceeded, PenstockError, StatusError, StreamStalled
+from penstock.wire import coding
 from penstock.wire import headers as fields
 
 MAX_READ_BYTES = 64 * 1024 * 1024
@@ -63,6 +64,7 @@ class Response:
         self._raw = raw
         self._exchange: Exchange | None = raw.extensions.get("penstock.exchange")
         self._body: AsyncGenerator[bytes, None] | None = None
+        self._decoded: AsyncGenerator[bytes, None] | None = None
         self._source: AsyncGenerator[bytes, None] | None = None
         self._started_at = started_at
         self._deadline = deadline
@@ -88,7 +90,8 @@ class Response:
     def content_length(self) -> int | None:
         """Bytes that iterating will give; None when that is not known beforehand."""
         value = self.headers.get("content-length", "")
-        if not (value.isascii() and value.isdigit()) or self.headers.get("content-encoding", "identity") != "identity":
+        coded = not coding.is_identity(self.headers.get("content-encoding", ""))
+        if coded or not (value.isascii() and value.isdigit()):
             return None
         return int(value)
 
@@ -127,9 +130,11 @@ class Response:
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         """The body's bytes as they arrive, content codings undone. Once."""
-        if self._exchange is not None and self.headers.get("content-encoding", "identity") == "identity":
-            return self._once(self._from_engine(self._exchange))
-        return self._once(self._from_httpx2(self._raw.aiter_bytes()))
+        body = self.raw()
+        if coding.is_identity(self.headers.get("content-encoding", "")):
+            return body
+        self._decoded = self._undone(body)
+        return self._decoded
 
     def raw(self) -> AsyncGenerator[bytes, None]:
         """The body's bytes as they are on the wire, content codings left as they are. Once."""
@@ -188,7 +193,7 @@ class Response:
         """
         if self._exchange is None or self._body is not None or self.end is not None:
             return None
-        if self.headers.get("content-encoding", "identity") != "identity":
+        if not coding.is_identity(self.headers.get("content-encoding", "")):
             return None
         self._be_patient(self._exchange)
         handed = self._exchange.splice()
@@ -270,6 +275,19 @@ class Response:
             DecodeError: It is not JSON.
         """
         return _json(await self.read(), self.url)
+
+    async def _undone(self, body: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+        """The body with its content coding undone; one that ends before its coding does is truncated."""
+        try:
+            decoder = coding.Decoder(self.headers["content-encoding"])
+            async for piece in body:
+                for part in decoder.feed(piece):
+                    yield part
+            decoder.close()
+        except PenstockError as error:
+            raise (error if error.url is not None else seam.located(error, self.url)) from None
+        finally:
+            await body.aclose()
 
     def _from_engine(self, exchange: Exchange) -> Callable[[], Awaitable[bytes]]:
         """Reads that go straight to the engine, whose own timers are as fair as ours."""
@@ -363,9 +381,11 @@ class Response:
 
     async def aclose(self) -> None:
         """Let go of the connection; an unfinished body is cancelled. Safe to call twice."""
-        if self._body is not None:
+        for body in (self._decoded, self._body):
+            if body is None:
+                continue
             try:
-                await self._body.aclose()
+                await body.aclose()
             except RuntimeError:
                 pass  # another task is waiting in it: closing the connection below wakes that one up
         await self._close("cancelled")

@@ -34,6 +34,7 @@ from penstock.errors import (
 Phase = Literal["request", "body"]
 
 _NOT_IN_SCHEMES = frozenset("/?#")
+_NOT_IN_HOSTS = frozenset(' \t\r\n%\\"<>^`{|}')
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
@@ -58,6 +59,8 @@ def absolute_url(base: str, url: str) -> str:
         parsed = httpx2.URL(url)
     except (httpx2.InvalidURL, ValueError) as error:
         raise InvalidURL(f"{said!r} is not a URL ({error}): check its host and port", url=said) from None
+    if not _NOT_IN_HOSTS.isdisjoint(_parts(url)[1].rpartition("@")[2]):
+        raise InvalidURL(f"{said!r} is not a URL: its host holds a character that no host has", url=said)
     if parsed.scheme not in ("http", "https"):
         raise InvalidURL(f"{said!r}: the scheme {parsed.scheme!r} is not spoken here: use http or https", url=said)
     if not parsed.host:

@@ -24,6 +24,12 @@ class Timeout:
     between_events: float | None = 60.0
     total: float | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("connect", "first_event", "between_events", "total"):
+            seconds = getattr(self, name)
+            if seconds is not None and not seconds > 0:
+                raise ValueError(f"a timeout is more than 0 seconds, or None to wait for ever; {name} is {seconds}")
+
     @classmethod
     def of(cls, value: float | Self | None) -> Timeout:
         """A number is the total; None is no timeout at all."""

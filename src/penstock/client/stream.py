@@ -192,7 +192,7 @@ class ItemStream(Generic[T]):
                     tally.stop(time.monotonic(), "complete")
                     return
                 except PenstockError as error:
-                    failure = error
+                    failure = error if error.url is not None else seam.located(error, request.url)
                 onward = request if tally.first_at is None else self.resumed(request)
                 pause = None
                 if onward is not None and (onward.body is None or onward.body.replayable):
@@ -219,7 +219,7 @@ class ItemStream(Generic[T]):
         """One attempt's items, in batches as the reads of the body completed them."""
         async with await self._exchange.attempt(request, deadline, expect_body=True) as response:
             self.response = response
-            if response.status >= 400:
+            if not 200 <= response.status < 300:  # what a redirect that leads nowhere says is no stream either
                 raise response.status_error(await response.beginning())
             if response.status in (HTTPStatus.NO_CONTENT, HTTPStatus.RESET_CONTENT):
                 return

@@ -130,6 +130,7 @@ class ResponseParser:
             raise ProtocolError(f"the response's status is {self.head.status:03}")
         self.head.version = self._parser.get_http_version()
         frame(self.head, self._method)
+        self.head.headers = [(name, value.rstrip(b" \t")) for name, value in self.head.headers]
         self.complete = False
         rest = bytes(held[end + 4 :])
         held.clear()
@@ -183,7 +184,10 @@ class ResponseParser:
             self.head.reason += status
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        (self.trailers if self._in_body else self.head.headers).append((name, value.rstrip(b" \t")))
+        if self._in_body:
+            self.trailers.append((name, value.rstrip(b" \t")))
+        else:
+            self.head.headers.append((name, value))
 
     def on_message_complete(self) -> None:
         self.complete = True
@@ -207,7 +211,7 @@ def frame(head: Head, method: bytes) -> None:
         if lowered == b"content-length":
             lengths.update(part.strip() for part in value.split(b","))
         elif lowered == b"transfer-encoding":
-            codings += [part.strip().lower() for part in value.split(b",")]
+            codings += [part.strip(b" ").lower() for part in value.split(b",")]  # llhttp takes no tab for a blank
         elif lowered == b"connection":
             options.update(part.strip().lower() for part in value.split(b","))
     head.keep_alive = b"close" not in options and (head.version == "1.1" or b"keep-alive" in options)

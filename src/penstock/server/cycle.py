@@ -188,7 +188,7 @@ class Cycle:
                 self._finish()
 
     def write(self, body: bytes) -> None:
-        """Send a piece of the body in the response's framing; never waits. After the reader has left it does nothing."""
+        """Send a piece of the body in the response's framing; never waits. To a reader that has left, nothing."""
         if not body or self.bodiless or self.disconnected:
             return
         if self.chunked:

@@ -125,7 +125,7 @@ class Passage:
     async def open(self) -> AsyncIterator[Piece]:
         self._sent = 0
         self.whole = False
-        if self.may_splice and self.algorithm is None and self.rate is None and self.length is not None:
+        if self.may_splice and self.source.framed and self.algorithm is None and self.rate is None:
             async for piece in self._spliced():
                 yield piece
             self.whole = True
@@ -258,7 +258,7 @@ async def pipe(
     peak = memory.peak_kib()
     logger.info('After streaming "RSS (KB)"=%d "Peak RSS (KB)"=%d', memory.resident_kib(), peak)
     logger.info('Data streamed through pipeline bytes=%d megabytes="%.2f MB"', passage.sent, passage.sent / MIB)
-    logger.info('Upload successful "server2Resp response"="%s"', answer.strip())
+    logger.info('Upload successful "server2Resp response"="%s"', " ".join(answer.split()))
     return Report(
         bytes=passage.sent,
         seconds=time.monotonic() - started_at,

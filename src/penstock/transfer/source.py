@@ -34,18 +34,20 @@ class Source:
         origin: A URL, a path, or any async iterable of bytes.
         headers: For a URL: sent with each request for it.
         length: Bytes in all, where the caller knows and the source cannot say.
+        name: What to call it in messages, where it is neither a URL nor a path.
     """
 
     origin: str | os.PathLike[str] | AsyncIterable[bytes]
     headers: Mapping[str, str] = field(default_factory=dict)
     length: int | None = None
+    name: str = ""
 
     @property
     def shown(self) -> str:
         """The source as it stands in a message."""
         if isinstance(self.origin, str | os.PathLike):
             return os.fspath(self.origin)
-        return "the given stream"
+        return self.name or "the given stream"
 
 
 class OpenSource:
@@ -59,6 +61,7 @@ class OpenSource:
         status: The response's status; None for what is no response.
         replayable: Whether `read` may be called again.
         attempts: Requests that were made for it.
+        framed: Whether it cannot give more than its length, so that `read_or_splice` may be asked.
     """
 
     def __init__(self, shown: str, filename: str, length: int | None, *, content_type: str | None = None) -> None:
@@ -68,6 +71,7 @@ class OpenSource:
         self.content_type = content_type
         self.status: int | None = None
         self.replayable = False
+        self.framed = False
         self.attempts = 1
 
     def read(self) -> AsyncIterator[bytes]:
@@ -75,8 +79,11 @@ class OpenSource:
         raise NotImplementedError
 
     def read_or_splice(self) -> AsyncIterator[Piece]:
-        """The same, but where the kernel can move bytes from the source's socket, a piece that stands for them."""
-        return self.read()
+        """The same, but where the kernel can move bytes from the source's socket, a piece that stands for them.
+
+        Only where the source's own framing ends at its length, so that no byte can come behind it.
+        """
+        raise NotImplementedError
 
     async def aclose(self) -> None:
         """Let go of it."""
@@ -120,6 +127,7 @@ class _Remote(OpenSource):
         length = source.length if response.content_length is None else response.content_length
         super().__init__(response.url, response.filename, length, content_type=response.content_type or None)
         self.status = response.status
+        self.framed = response.content_length is not None
         self.attempts = response.request.attempt
         self._source = source
         self._client = client
@@ -216,11 +224,13 @@ class _File(OpenSource):
 
     def __init__(self, path: Path) -> None:
         try:
-            self._file = path.open("rb", buffering=0)
+            # Without blocking: a FIFO opens at once, whether it has a writer or not. On a file it makes no difference.
+            self._file = open(path, "rb", buffering=0, opener=_opened_at_once)  # noqa: SIM115 – Path has no opener
         except IsADirectoryError:
             raise IsADirectoryError(21, "is a directory; name a file", str(path)) from None
         status = os.fstat(self._file.fileno())
         regular = stat.S_ISREG(status.st_mode)
+        self._fifo = stat.S_ISFIFO(status.st_mode)
         name = fields.safe_filename(path.name) or "file"
         super().__init__(str(path), name, status.st_size if regular else None)
         self.replayable = regular
@@ -239,6 +249,10 @@ class _File(OpenSource):
     async def read(self) -> AsyncIterator[bytes]:
         if self.replayable:
             self._file.seek(0)
+        elif self._fifo:
+            async for piece in self._read_fifo():
+                yield piece
+            return
         loop = asyncio.get_running_loop()
         while True:
             self._reading = loop.run_in_executor(None, self._file.read, READ_SIZE)
@@ -246,6 +260,47 @@ class _File(OpenSource):
             if not piece:
                 return
             yield piece
+
+    async def _read_fifo(self) -> AsyncIterator[bytes]:
+        """A FIFO's bytes as they come. Before its first writer it reads as ended; after its last one it has ended."""
+        loop = asyncio.get_running_loop()
+        begun = False
+        while True:
+            try:
+                piece = self._file.read(READ_SIZE)
+            except BlockingIOError:
+                piece = None
+            if piece:
+                begun = True
+                yield piece
+            elif piece is None:
+                begun = True
+                await _readable(loop, self._file.fileno())
+            elif begun:
+                return
+            else:
+                await asyncio.sleep(_FIFO_PAUSE)
+
+
+_FIFO_PAUSE = 0.05
+
+
+def _opened_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+async def _readable(loop: asyncio.AbstractEventLoop, descriptor: int) -> None:
+    ready = loop.create_future()
+    loop.add_reader(descriptor, _set, ready)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(descriptor)
+
+
+def _set(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)
 
 
 def _close_unseen(opening: asyncio.Future[_File]) -> None:

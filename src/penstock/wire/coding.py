@@ -1,0 +1,81 @@
+"""Content codings undone: gzip and deflate, as servers send them even to those who asked for identity.
+
+A coded body has an end of its own, and one that stops short of it is truncated, whatever its length says. Output comes
+in pieces of a bounded size, so that a few bytes that stand for gigabytes (a decompression bomb) cost no more memory
+than any other body: whoever reads decides how much is enough.
+
+Source:
+    RFC 9110 §8.4; RFC 1952 (a gzip body may have several members), RFC 1950 and 1951 (both are sent as "deflate")
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+
+from penstock.errors import DecodeError, StreamTruncated
+
+MAX_PIECE_BYTES = 256 * 1024
+SUPPORTED = frozenset({"gzip", "x-gzip", "deflate"})
+
+_GZIP = 16 + zlib.MAX_WBITS
+_ZLIB = zlib.MAX_WBITS
+_RAW = -zlib.MAX_WBITS
+
+
+def is_identity(coding: str) -> bool:
+    """Whether a Content-Encoding means that nothing was done to the body."""
+    return coding.strip().lower() in ("", "identity")
+
+
+class Decoder:
+    """Undoes one content coding.
+
+    Args:
+        coding: The Content-Encoding field.
+    Raises:
+        DecodeError: A coding that is not supported, or several.
+    """
+
+    def __init__(self, coding: str) -> None:
+        self._coding = coding.strip().lower()
+        if self._coding not in SUPPORTED:
+            raise DecodeError(
+                f"the body is coded as {coding.strip()[:40]!r}, which was not asked for and cannot be undone here; "
+                "ask the server for identity or gzip"
+            )
+        self._member: zlib._Decompress | None = None
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Absorb bytes; yield what they stand for, in pieces of at most MAX_PIECE_BYTES.
+
+        Raises:
+            DecodeError: They are not of this coding.
+        """
+        while data:
+            if self._member is None:
+                self._member = zlib.decompressobj(self._window(data))
+            try:
+                piece = self._member.decompress(data, MAX_PIECE_BYTES)
+            except zlib.error as error:
+                raise DecodeError(f"the body is not {self._coding}, as its Content-Encoding says: {error}") from None
+            data = self._member.unconsumed_tail
+            if self._member.eof:
+                data, self._member = self._member.unused_data, None
+            if piece:
+                yield piece
+
+    def close(self) -> None:
+        """End the body.
+
+        Raises:
+            StreamTruncated: It ended before the coding's own end.
+        """
+        if self._member is not None:
+            raise StreamTruncated(f"the body ended before the end of its {self._coding} coding")
+
+    def _window(self, data: bytes) -> int:
+        if self._coding != "deflate":
+            return _GZIP
+        # "deflate" means the zlib format, but some servers send what is inside it: a zlib header tells them apart.
+        return _ZLIB if data[0] & 0x0F == 8 and data[0] >> 4 <= 7 else _RAW
