@@ -495,3 +495,39 @@ async def test_a_slow_reader_slows_the_sender() -> None:
         async for _ in body:
             pass
         assert response.bytes_received == 512 << 16
+
+
+# -- content codings
+
+
+@pytest.mark.parametrize("missing", [1, 10])
+async def test_a_coded_body_that_ends_before_its_coding_is_truncated(missing: int) -> None:
+    coded = gzip.compress(b"hello " * 1000)[:-missing]
+    async with (
+        script(*once(answer(coded, "200 OK", "Content-Encoding: gzip"))) as server,
+        AsyncClient(server.url, retry=0) as client,
+    ):
+        with pytest.raises(penstock.StreamTruncated, match="before the end of its gzip coding") as caught:
+            await client.get("/x").read()
+    assert caught.value.url == f"{server.url}/x"
+
+
+async def test_a_coding_that_nobody_asked_for_is_an_error() -> None:
+    async with (
+        script(*once(answer(b"?", "200 OK", "Content-Encoding: br"))) as server,
+        AsyncClient(server.url, retry=0) as client,
+    ):
+        with pytest.raises(penstock.DecodeError, match="'br', which was not asked for"):
+            await client.get("/").read()
+
+
+async def test_a_coded_body_left_early_lets_go_of_its_connection() -> None:
+    coded = gzip.compress(bytes(range(256)) * 4000)
+    async with (
+        script(*once(answer(coded, "200 OK", "Content-Encoding: gzip"))) as server,
+        AsyncClient(server.url, retry=0) as client,
+        client.get("/").send() as response,
+    ):
+        async for _ in response:
+            break
+    assert response.end is not None

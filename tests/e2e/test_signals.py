@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import penstock_command
 from tests.e2e.conftest import Serve, Start
 from tests.e2e.process import SIGNALS, Running, Server, alive, children_of, eventually, needs_proc, one_line
 
@@ -145,26 +147,6 @@ def test_pipe_waiting_for_stdin(serve: Serve, start: Start, uploads: Path, signu
     eventually(lambda: list(uploads.iterdir()) == [], "empty directory")
 
 
-def test_a_second_signal_ends_pipe_at_once(
-    start: Start, origin: Server, tmp_path: Path, signum: int, code: int, word: str
-) -> None:
-    fifo = tmp_path / "fifo"
-    os.mkfifo(fifo)
-    pipe = start("pipe", fifo, f"{origin.url}/upload")  # a thread that waits for the other end can not be interrupted
-    pipe.said("Before streaming")
-    pipe.kill(signum)
-    eventually(lambda: pipe.process.poll() is not None or not handled_again(pipe, signum), "end", within=10)
-    assert pipe.ended(within=5) == code
-    assert "Traceback" not in pipe.err
-
-
-def handled_again(pipe: Running, signum: int) -> bool:
-    """Send the signal once more; False once the process is gone."""
-    if pipe.process.poll() is None:
-        pipe.kill(signum)
-    return pipe.process.poll() is None
-
-
 @needs_proc
 def test_demo_at_work(start: Start, tmp_path: Path, signum: int, code: int, word: str) -> None:
     folder = tmp_path / "tmp"
@@ -178,3 +160,32 @@ def test_demo_at_work(start: Start, tmp_path: Path, signum: int, code: int, word
     assert demo.out == ""
     assert not [pid for pid in children if alive(pid)]
     assert list(folder.iterdir()) == []
+
+
+def test_a_fifo_that_nobody_writes_to(
+    serve: Serve, start: Start, tmp_path: Path, signum: int, code: int, word: str
+) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    origin = serve("origin")
+    pipe = start("pipe", fifo, f"{origin.url}/upload")
+    pipe.said("Sending request")
+    tail = start("tail", "-v", "-d", f"@{fifo}", f"{origin.url}/trigger_invocation")
+    eventually(lambda: len(list(Path(f"/proc/{tail.pid}/fd").iterdir())) > 5, "an open FIFO")
+    ends(pipe, signum, code)
+    ends(tail, signum, code)
+    assert list(tmp_path.glob("**/.penstock*")) == []
+
+
+def test_the_first_moment_while_the_package_is_still_loading(tmp_path: Path, signum: int, code: int, word: str) -> None:
+    (tmp_path / "penstock").mkdir()
+    (tmp_path / "penstock" / "__init__.py").write_text(f"import os\nos.kill(os.getpid(), {int(signum)})\n")
+    command = Path(penstock_command.__file__).read_text()
+    (tmp_path / "penstock_command.py").write_text(command)
+    done = subprocess.run(
+        [sys.executable, "-c", "import penstock_command; penstock_command.main()"],
+        cwd=tmp_path,
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (code, b"", b"")

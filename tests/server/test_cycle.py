@@ -32,12 +32,22 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     return "asyncio", {"use_uvloop": request.param}
 
 
+def http(app: App) -> App:
+    """The same, without a lifespan."""
+
+    async def only_http(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "http"
+        await app(scope, receive, send)
+
+    return only_http
+
+
 @contextlib.asynccontextmanager
 async def serve(app: Any) -> AsyncIterator[str]:
     """A server that leaves no task and no socket behind."""
     await asyncio.sleep(0)
     before, sockets = asyncio.all_tasks(), _sockets()
-    async with plainly_served(app) as url:
+    async with plainly_served(http(app)) as url:
         yield url
     await until(lambda: asyncio.all_tasks() <= before and _sockets() <= sockets, 5)
 
@@ -611,7 +621,7 @@ async def test_an_application_that_ends_too_early(how: str, phase: str, sent: by
 async def stoppable(app: App, *, grace: float) -> AsyncIterator[tuple[str, Server, asyncio.Task[None]]]:
     sock = bind("127.0.0.1", 0)
     url = f"http://{bound_to(sock)}"
-    server, listening = Server(app, sock, grace=grace), asyncio.Event()
+    server, listening = Server(http(app), sock, grace=grace), asyncio.Event()
     task = asyncio.create_task(server.run_until_stopped(listening.set))
     await listening.wait()
     try:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import hashlib
 import os
 import threading
+import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 
 import penstock
 from penstock.client.settings import Timeout
+from penstock.errors import StreamTruncated
 from penstock.origin.app import app as origin
 from penstock.origin.content import Lines
 from penstock.resilience.backoff import Backoff
@@ -413,3 +416,33 @@ async def test_a_first_request_that_fails_is_repeated_too(tmp_path: Path) -> Non
         report = await pipe(f"{source}/file?lines=10&status=503&times=2", destination.url, retries=2)
         assert report.attempts == 3
         assert destination.upload.file == the_file(10)
+
+
+async def test_a_coded_source_that_is_cut_short_breaks_the_upload() -> None:
+    coded = gzip.compress(b"line of text\n" * 1000)[:-10]
+    head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(coded)
+    async with script(wait_request(), head + coded) as source, recorder() as destination:
+        with pytest.raises(StreamTruncated, match="gzip coding"):
+            await pipe(source.url, destination.url)
+        assert not destination.upload.complete
+
+
+async def test_a_fifo_waits_for_its_writer_and_ends_with_it(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    opened = threading.Event()
+
+    def write() -> None:
+        assert opened.wait(10)
+        with fifo.open("wb", buffering=0) as file:
+            file.write(b"one ")
+            time.sleep(0.2)
+            file.write(b"two")
+
+    async with recorder() as destination:
+        piping = asyncio.create_task(pipe(fifo, destination.url))
+        await until(lambda: destination.uploads)  # the upload has begun, and nobody has opened the other end
+        opened.set()
+        await asyncio.to_thread(write)
+        assert (await piping).bytes == 7
+    assert destination.upload.file == b"one two"
