@@ -92,7 +92,7 @@ async def on_hypercorn(app: Any) -> AsyncIterator[str]:
     config.graceful_timeout = config.shutdown_timeout = 0.2
     config.errorlog = None
     stopped = asyncio.Event()
-    task = asyncio.create_task(run(app, config, shutdown_trigger=stopped.wait))  # type: ignore[arg-type]
+    task = asyncio.create_task(run(app, config, shutdown_trigger=stopped.wait))
     try:
         yield url
     finally:
@@ -118,7 +118,7 @@ async def on_granian(app: Any) -> AsyncIterator[str]:
         await until(listening)
         yield f"http://127.0.0.1:{port}"
     finally:
-        server.stop()
+        server.stop()  # type: ignore[no-untyped-call]
         await asyncio.wait({task}, timeout=PATIENCE)
         logging.getLogger("granian").disabled = False
 

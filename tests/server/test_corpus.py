@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import itertools
 import json
 import os
 import random
@@ -97,7 +98,7 @@ def all_splits(raw: bytes, seed: str) -> list[list[bytes]]:
         cuts = sorted(chance.randrange(len(raw) + 1) for _ in range(count)) if count < len(raw) else range(len(raw))
         if len(cuts) <= 2000:
             at = [0, *cuts, len(raw)]
-            found.append([raw[begin:end] for begin, end in zip(at, at[1:], strict=False) if begin < end])
+            found.append([raw[begin:end] for begin, end in itertools.pairwise(at) if begin < end])
     return found
 
 

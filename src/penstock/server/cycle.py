@@ -150,8 +150,7 @@ class Cycle:
             try:
                 await self._news.wait()
             except asyncio.CancelledError:
-                if not (self.disconnected or self.complete):
-                    self._owner.body_taken()  # it is no longer waited for
+                self._waits_no_longer()
                 raise
         self._news.clear()
         if self.disconnected or self.complete:
@@ -161,6 +160,10 @@ class Cycle:
         self._body.clear()
         self._owner.body_taken()
         return {"type": "http.request", "body": body, "more_body": not self.body_complete}
+
+    def _waits_no_longer(self) -> None:
+        if not (self.disconnected or self.complete):  # or the clock may be another's by now
+            self._owner.body_taken()
 
     async def send(self, message: dict[str, Any]) -> None:
         """ASGI's send. After the reader has left it does nothing.

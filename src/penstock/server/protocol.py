@@ -319,8 +319,10 @@ class HttpProtocol(asyncio.Protocol):
         if cycle.body_complete:
             if keep_alive and not self._stopping:
                 self._next(b"")
+            elif self._stopping and not self._held:
+                self._close()
             else:
-                self._linger()
+                self._linger()  # a client that pipelines may still be sending
         elif keep_alive and not self._stopping and not cycle.expects_continue:
             self._expect(LINGER_SECONDS, self._close)  # the rest of the body is thrown away, see _body_piece
         else:
