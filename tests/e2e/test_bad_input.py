@@ -130,7 +130,7 @@ def test_a_missing_file_and_a_directory(origin: Server, tmp_path: Path) -> None:
         (("pipe", "localhost:80/x", f"{origin.url}/upload"), "localhost:80/x", "write a URL with http://"),
         (("pipe", tmp_path, f"{origin.url}/upload"), tmp_path, "is a directory; name a file"),
         (("tail", origin.url, "-d", f"@{missing}"), missing, "No such file or directory; check the path"),
-        (("tail", origin.url, "-d", f"@{tmp_path}"), tmp_path, "Is a directory"),
+        (("tail", origin.url, "-d", f"@{tmp_path}"), tmp_path, "is a directory"),
         (("origin", "--listen", ":0", "--file", missing), missing, ""),
         (("origin", "--listen", ":0", "--file", tmp_path), tmp_path, ""),
     ):

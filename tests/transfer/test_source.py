@@ -441,7 +441,7 @@ async def test_a_fifo_waits_for_its_writer_and_ends_with_it(tmp_path: Path) -> N
 
     async with recorder() as destination:
         piping = asyncio.create_task(pipe(fifo, destination.url))
-        await until(lambda: destination.uploads)  # the upload has begun, and nobody has opened the other end
+        await until(lambda: bool(destination.uploads))  # the upload has begun, and nobody has opened the other end
         opened.set()
         await asyncio.to_thread(write)
         assert (await piping).bytes == 7
