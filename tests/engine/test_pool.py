@@ -19,7 +19,7 @@ from tests.engine.talk import GET, SOON, nothing_left, whole
 pytestmark = pytest.mark.anyio
 
 OKAY = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
-STEADY: list[Step] = [wait_request(), OKAY] * 50
+STEADY: list[Step] = [wait_request(), OKAY] * 400  # how many a connection gets is not for the test to say
 
 
 def to(server: Script, name: str = "127.0.0.1") -> Origin:
