@@ -12,25 +12,19 @@ import pytest
 
 from penstock.cli.run import SIGNALS, Interrupted, new_event_loop, run, run_server
 
-FACTORIES = [None, asyncio.new_event_loop]
-
 
 async def answer() -> int:
     await asyncio.sleep(0)
     return 42
 
 
-@pytest.mark.parametrize("loop_factory", FACTORIES)
-def test_the_result_comes_back(loop_factory: type[asyncio.AbstractEventLoop] | None) -> None:
-    assert run(answer(), loop_factory=loop_factory) == 42
+def test_the_result_comes_back() -> None:
+    assert run(answer()) == 42
     assert run_server(answer()) == 42
 
 
-@pytest.mark.parametrize("loop_factory", FACTORIES)
 @pytest.mark.parametrize(("signum", "code", "word"), [(2, 130, "interrupted"), (15, 143, "terminated")])
-def test_a_signal_cancels_and_lets_clean_up(
-    signum: int, code: int, word: str, loop_factory: type[asyncio.AbstractEventLoop] | None
-) -> None:
+def test_a_signal_cancels_and_lets_clean_up(signum: int, code: int, word: str) -> None:
     seen = []
 
     async def work() -> None:
@@ -43,7 +37,7 @@ def test_a_signal_cancels_and_lets_clean_up(
 
     before = [signal.getsignal(each) for each in SIGNALS]
     with pytest.raises(Interrupted, match=word) as caught:
-        run(work(), loop_factory=loop_factory)
+        run(work())
     assert caught.value.exit_code == code
     assert seen == ["cleaned up"]
     assert [signal.getsignal(each) for each in SIGNALS] == before

@@ -7,7 +7,7 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -27,20 +27,19 @@ class Interrupted(Exception):
         self.exit_code = 128 + signum
 
 
-def run(main: Coroutine[Any, Any, T], *, loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None) -> T:
+def run(main: Coroutine[Any, Any, T]) -> T:
     """Run on an event loop of our own; the first SIGINT or SIGTERM cancels, a second one ends at once.
 
     The signals' handlers are afterwards what they were: uvloop leaves its own behind, which do nothing.
 
     Args:
         main: What to run.
-        loop_factory: What makes the loop, where it is not to be uvloop's.
     Raises:
         Interrupted: A signal came.
     """
     former = {signum: signal.getsignal(signum) for signum in SIGNALS}
     try:
-        with asyncio.Runner(loop_factory=loop_factory or new_event_loop) as runner:
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
             return runner.run(_until_signal(main))
     finally:
         for signum, handler in former.items():

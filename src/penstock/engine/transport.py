@@ -34,8 +34,7 @@ from penstock.errors import (
     WriteError,
     WriteTimeout,
 )
-
-IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"})
+from penstock.resilience.classify import IDEMPOTENT
 
 
 class Transport(httpx2.AsyncBaseTransport):
@@ -155,7 +154,7 @@ class Transport(httpx2.AsyncBaseTransport):
                     raise
                 # A connection that died while it was idle: the server closed it before it saw any of this.
                 died_idle = reused and not exchange.answered and type(error) is ReadError
-                if died_idle and ((replayable and outgoing.method in IDEMPOTENT) or not exchange.written):
+                if died_idle and ((replayable and request.method in IDEMPOTENT) or not exchange.written):
                     fresh = True
                     continue
                 raise _mapped(error) from error

@@ -64,7 +64,6 @@ class HttpProtocol(asyncio.Protocol):
     ) -> None:
         self.loop = _loop or asyncio.get_running_loop()
         self.transport: asyncio.Transport = None  # type: ignore[assignment]
-        self._config = config
         self._app = config.loaded_app
         self._state = server_state
         self._app_state = app_state
@@ -310,7 +309,6 @@ class HttpProtocol(asyncio.Protocol):
 
     def response_complete(self, *, keep_alive: bool) -> None:
         """The cycle's: the response has been sent to its end."""
-        self._state.total_requests += 1
         cycle = self._cycle
         assert cycle is not None
         self._resume_reading()

@@ -37,7 +37,6 @@ from penstock.server.protocol import HttpProtocol, RawHttpProtocol
 
 logger = logging.getLogger("penstock.server")
 
-_TICK = 0.5  # seconds between updates of the Date field
 _AFTER_CANCEL = 1.0  # seconds that a cancelled stream may take to clean up, and its last bytes to leave
 
 
@@ -142,8 +141,6 @@ class Server(uvicorn.Server):
 
     async def _listen(self) -> None:
         loop = asyncio.get_running_loop()
-        self.server_state.default_headers = []
-        await self.on_tick(0)
 
         def protocol() -> asyncio.Protocol:
             make: Any = self.config.http_protocol_class
@@ -157,10 +154,7 @@ class Server(uvicorn.Server):
 
     async def _serve_requests(self) -> None:
         while not self.should_exit:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_TICK):
-                    await self._changed.wait()
-            await self.on_tick(0)
+            await self._changed.wait()
 
     async def _stop(self) -> None:
         for connection in list(self.server_state.connections):

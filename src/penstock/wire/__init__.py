@@ -11,6 +11,7 @@ module                bytes to values                                      value
                       stand, for forwarding
 `wire.ndjson`         `Decoder`: JSON values                               `encode`
 `wire.multipart`                                                           `Form`: heads, tail and Content-Length
+`wire.coding`         `Decoder`: gzip and deflate undone
 `wire.headers`        `filename`, `media_type`, `end_to_end`               `attachment`, `check_header`
 ====================  ===================================================  ============================================
 
