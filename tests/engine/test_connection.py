@@ -1056,10 +1056,68 @@ async def test_chunk_headers_that_come_alone_do_not_add_up() -> None:
     await exchange.close()
 
 
+WRITTEN = st.tuples(st.binary(min_size=1, max_size=40), st.sampled_from(["%x", "%X", "0%x", "%x;a=b", "%x;a"]))
+
+
+@given(
+    written=st.lists(WRITTEN, max_size=6),
+    trailer=st.sampled_from([b"", b"X: y\r\n"]),
+    cuts=st.lists(st.tuples(st.integers(0, 7), st.integers(-3, 3)), max_size=6),
+    kept=st.integers(0, 400),
+    whole_body=st.booleans(),
+)
+async def test_chunks_may_pass_as_they_came_whatever_the_split(
+    written: list[tuple[bytes, str]], trailer: bytes, cuts: list[tuple[int, int]], kept: int, whole_body: bool
+) -> None:
+    """What a chunk sink is given are chunks, one each; with the other pieces they make up the body, in its order."""
+    encoded = [f"{style % len(data)}\r\n".encode() + data + b"\r\n" for data, style in written]
+    encoded.append(b"0\r\n" + trailer + b"\r\n")
+    bounds = [len(b"".join(encoded[:index])) for index in range(len(encoded) + 1)]
+    raw = b"".join(encoded)
+    if not whole_body:
+        raw = raw[: min(kept, len(raw) - 1)]
+    at = {bounds[min(bound, len(bounds) - 1)] + beside for bound, beside in cuts}
+    body = bytearray()
+    ends: list[PenstockError | None] = []
+
+    def take_chunk(chunk: bytes) -> None:
+        size, _, data = chunk.partition(b"\r\n")
+        assert size == b"%x" % (len(data) - 2)
+        assert data.endswith(b"\r\n")
+        body.extend(data[:-2])
+
+    connection = Connection(asyncio.get_running_loop())
+    connection.connection_made(Unconnected())
+    exchange = Exchange(connection, Outgoing(b"GET", b"GET / HTTP/1.1\r\n\r\n"), Patience())
+    starting = asyncio.create_task(exchange.start())
+    await asyncio.sleep(0)
+    connection.data_received(CHUNKED)
+    await starting
+    exchange.push(body.extend, ends.append, chunk_sink=take_chunk)
+    for piece in splits(raw, sorted(cut for cut in at if 0 < cut < len(raw))):
+        connection.data_received(piece)
+    if whole_body:
+        assert ends == [None]
+        assert bytes(body) == b"".join(data for data, _ in written)
+    else:
+        assert ends == []
+        connection.connection_lost(None)
+        assert [type(end) for end in ends] == [StreamTruncated]
+        assert b"".join(data for data, _ in written).startswith(bytes(body))
+    assert exchange.received == len(body)
+    await exchange.close()
+
+
 class Unconnected(asyncio.Transport):
     """A socket's place, for what needs no socket."""
 
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None: ...
     def write(self, data: bytes | bytearray | memoryview) -> None: ...
     def abort(self) -> None: ...
+    def pause_reading(self) -> None: ...
+    def resume_reading(self) -> None: ...
+    def get_write_buffer_size(self) -> int:
+        return 0
+
     def is_closing(self) -> bool:
         return False

@@ -25,12 +25,26 @@ class Watched:
         self.is_behind, self.close = writer.is_behind, writer.close
         self.opened = 0
         self.written = 0
+        self.chunks = 0
         self.pauses = 0
         self.resumes = 0
 
     def write(self, piece: bytes) -> None:
         self.written += 1
         self._writer.write(piece)
+
+    @property
+    def write_chunk(self) -> Callable[[bytes], None] | None:
+        send = self._writer.write_chunk
+        if send is None:
+            return None
+
+        def write(chunk: bytes) -> None:
+            self.written += 1
+            self.chunks += 1
+            send(chunk)
+
+        return write
 
     def open(self, on_pause: Callable[[], None], on_resume: Callable[[], None]) -> None:
         self.opened += 1

@@ -148,7 +148,11 @@ class Response:
         return self._exchange is not None
 
     async def push(
-        self, sink: Callable[[bytes], None], attach: Callable[[Callable[[], None], Callable[[], None]], None]
+        self,
+        sink: Callable[[bytes], None],
+        attach: Callable[[Callable[[], None], Callable[[], None]], None],
+        *,
+        chunk_sink: Callable[[bytes], None] | None = None,
     ) -> None:
         """Give the body's bytes, as they are on the wire, to a sink in the callbacks that bring them. Once.
 
@@ -159,6 +163,7 @@ class Response:
         Args:
             sink: Called with each piece; must neither raise nor block.
             attach: Called once with two functions, to pause and to resume what comes.
+            chunk_sink: Called in the sink's place with a piece that came as one chunk, framing and all.
         """
         exchange = self._exchange
         if exchange is None or self._body is not None or self.end is not None:
@@ -167,7 +172,12 @@ class Response:
         ended: asyncio.Future[PenstockError | None] = loop.create_future()
         self._be_patient(exchange)
         self._body = self._nothing()
-        exchange.push(sink, lambda error: None if ended.done() else ended.set_result(error))
+
+        def on_end(error: PenstockError | None) -> None:
+            if not ended.done():
+                ended.set_result(error)
+
+        exchange.push(sink, on_end, chunk_sink=chunk_sink)
         attach(exchange.pause, exchange.resume)
         try:
             error = await ended

@@ -29,7 +29,7 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 from penstock.engine import splice
-from penstock.engine.framing import MAX_INFORMATIONAL, Framing, Head, ResponseParser
+from penstock.engine.framing import MAX_INFORMATIONAL, MAX_WHOLE_BYTES, WHOLE_CHUNKS, Framing, Head, ResponseParser
 from penstock.engine.splice import Splice
 from penstock.errors import (
     PenstockError,
@@ -95,6 +95,24 @@ class Connection(asyncio.Protocol):
         idle_since: The instant of its return to the pool.
     """
 
+    __slots__ = (
+        "_exchange",
+        "_gone",
+        "_writable",
+        "_write_paused",
+        "closed",
+        "data_received",
+        "idle_since",
+        "loop",
+        "on_closed",
+        "on_idle",
+        "reused",
+        "transport",
+    )
+
+    data_received: Sink  # type: ignore[assignment]  # asyncio calls it by position
+    """Takes what comes in the connection's phase: asyncio's callback itself, so that nothing stands in between."""
+
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.transport: asyncio.Transport = None  # type: ignore[assignment]
@@ -104,7 +122,7 @@ class Connection(asyncio.Protocol):
         self.on_idle: Callable[[Connection], None] = Connection.abort
         self.on_closed: Callable[[Connection], None] | None = None
         self._exchange: Exchange | None = None
-        self._feed: Sink = self._unasked
+        self.data_received = self._unasked
         self._writable: asyncio.Future[None] | None = None
         self._write_paused = False
         self._gone: asyncio.Future[None] = loop.create_future()
@@ -120,9 +138,6 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)  # uvloop's are none by inheritance
-
-    def data_received(self, data: bytes) -> None:
-        self._feed(data)
 
     def eof_received(self) -> bool:
         if self._exchange is None:
@@ -148,7 +163,7 @@ class Connection(asyncio.Protocol):
         self.closed = True
         if error is not None:
             self._rescue()
-        self._feed = _ignore
+        self.feed_to(_ignore)
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             # A proper end has been told by `eof_received`. Without one, be it our own abort or a TLS connection cut off
@@ -168,7 +183,7 @@ class Connection(asyncio.Protocol):
         descriptor = self.transport.get_extra_info("socket").fileno()
         try:
             while self._exchange is not None and (data := os.read(descriptor, HIGH_WATER)):
-                self._feed(data)
+                self.data_received(data)
         except OSError:
             pass
 
@@ -185,16 +200,17 @@ class Connection(asyncio.Protocol):
     def begin(self, exchange: Exchange, feed: Sink) -> None:
         """Give the connection to an exchange."""
         self._exchange = exchange
-        self._feed = feed
+        self.feed_to(feed)
 
     def feed_to(self, feed: Sink) -> None:
         """Change what takes the bytes."""
-        self._feed = feed
+        self.data_received = feed
+        self.transport.set_protocol(self)  # which may have kept the former one
 
     def finish(self, *, reusable: bool) -> None:
         """Take the connection back: into the pool, or out of the world."""
         self._exchange = None
-        self._feed = self._unasked
+        self.feed_to(self._unasked)
         if not reusable or self.closed or self.transport.is_closing() or self.transport.get_write_buffer_size():
             self.abort()
             return
@@ -205,8 +221,8 @@ class Connection(asyncio.Protocol):
     def abort(self) -> None:
         """Close at once, without sending what is buffered."""
         self.closed = True
-        self._feed = _ignore
         if self.transport is not None:
+            self.feed_to(_ignore)
             self.transport.abort()
 
     async def gone(self) -> None:
@@ -269,6 +285,42 @@ class Exchange:
         parser: Of the response; its trailers, when the body is complete.
     """
 
+    __slots__ = (
+        "_chunk_sink",
+        "_chunks",
+        "_complete",
+        "_connection",
+        "_continue",
+        "_deadline",
+        "_declined",
+        "_error",
+        "_head",
+        "_head_waiter",
+        "_held",
+        "_informational",
+        "_loop",
+        "_on_end",
+        "_patience",
+        "_paused",
+        "_remaining",
+        "_request",
+        "_seen",
+        "_sender",
+        "_sent",
+        "_sink",
+        "_surplus",
+        "_timer",
+        "_timer_at",
+        "_until",
+        "_waiter",
+        "_whole",
+        "answered",
+        "body_error",
+        "parser",
+        "received",
+        "written",
+    )
+
     def __init__(self, connection: Connection, request: Outgoing, patience: Patience) -> None:
         self._connection = connection
         self._loop = connection.loop
@@ -295,6 +347,7 @@ class Exchange:
         self._paused = False
         self._waiter: asyncio.Future[None] | None = None
         self._sink: Sink | None = None
+        self._chunk_sink: Sink | None = None
         self._on_end: OnEnd | None = None
         self._complete = False
         self._error: PenstockError | None = None
@@ -547,11 +600,21 @@ class Exchange:
         self._finish(surplus=left < 0)
 
     def _feed_chunked(self, data: bytes) -> None:
+        size = len(data)
+        if self.parser.between and size <= MAX_WHOLE_BYTES:
+            head = WHOLE_CHUNKS[size]
+            if head is not None and data.startswith(head) and data.endswith(b"\r\n"):
+                if self._chunk_sink is not None:
+                    self.received += size - len(head) - 2
+                    self._chunk_sink(data)
+                else:
+                    self._take(data[len(head) : -2])
+                return
         before = self.received
         try:
             complete = self.parser.feed_chunked(data)
             body = self.received - before
-            overhead = len(data) - body
+            overhead = size - body
             if (overhead > FREE_OVERHEAD_BYTES or not body or self.parser.overhead) and not self.parser.surplus:
                 self.parser.count_overhead(overhead, body)
         except PenstockError as error:
@@ -634,7 +697,7 @@ class Exchange:
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
         if self._on_end is not None:
-            on_end, self._on_end, self._sink = self._on_end, None, None
+            on_end, self._on_end, self._sink, self._chunk_sink = self._on_end, None, None, None
             on_end(self._error)
 
     def _stop_sending(self) -> None:
@@ -701,11 +764,17 @@ class Exchange:
 
     # -- push ----------------------------------------------------------------------------------------------------
 
-    def push(self, sink: Sink, on_end: OnEnd) -> None:
+    def push(self, sink: Sink, on_end: OnEnd, *, chunk_sink: Sink | None = None) -> None:
         """Call the sink with each piece from now on, in the callback that brings it; then on_end, once.
 
-        Both are called from the event loop and must not raise or block. The rest of what one callback brought still
+        All are called from the event loop and must not raise or block. The rest of what one callback brought still
         comes after a `pause`. on_end is called when the exchange is closed too.
+
+        Args:
+            sink: Takes a piece of the body.
+            on_end: Takes what broke the body, or None.
+            chunk_sink: Takes, in the sink's place, a piece that came as one chunk, framed as it came: for whoever would
+                only frame it the same way again.
         """
         if self._paused:
             self.resume()
@@ -715,7 +784,7 @@ class Exchange:
         if self._complete or self._error is not None:
             on_end(self._error)
             return
-        self._sink, self._on_end = sink, on_end
+        self._sink, self._on_end, self._chunk_sink = sink, on_end, chunk_sink
         if not self._paused:
             self._watch()
 

@@ -83,7 +83,26 @@ class ResponseParser:
     Args:
         method: The request's, in capitals.
         on_body: Called by llhttp with each piece of a chunked body, without a detour.
+
+    Attributes:
+        between: Whether a chunk begins with the next byte of the body.
     """
+
+    __slots__ = (
+        "_feed",
+        "_held",
+        "_in_body",
+        "_method",
+        "_parser",
+        "_searched",
+        "_surplus",
+        "between",
+        "complete",
+        "head",
+        "on_body",
+        "overhead",
+        "trailers",
+    )
 
     def __init__(self, method: bytes, on_body: Callable[[bytes], None]) -> None:
         self.on_body = on_body  # looked up by llhttp's binding once, below
@@ -96,6 +115,7 @@ class ResponseParser:
         self._in_body = False
         self._surplus = False
         self.overhead = 0
+        self.between = True
         self._parser = httptools.HttpResponseParser(self)
         self._feed = self._parser.feed_data
 
@@ -148,6 +168,8 @@ class ResponseParser:
             if not self.complete:
                 raise ProtocolError(f"the response's chunks are malformed: {error}") from None
             self._surplus = True
+        # Behind a chunk that is complete, a header that has begun does not end in LF, and a whole one has been told.
+        self.between = self.between and data.endswith(b"\n")
         return self.complete
 
     def count_overhead(self, overhead: int, body: int) -> None:
@@ -189,8 +211,31 @@ class ResponseParser:
         else:
             self.head.headers.append((name, value))
 
+    def on_chunk_header(self) -> None:
+        self.between = False
+
+    def on_chunk_complete(self) -> None:
+        self.between = True
+
     def on_message_complete(self) -> None:
         self.complete = True
+
+
+def _whole_chunks() -> tuple[bytes | None, ...]:
+    heads: list[bytes | None] = [None] * (MAX_WHOLE_BYTES + 1)
+    for size in range(1, MAX_WHOLE_BYTES):
+        head = b"%x\r\n" % size
+        if len(head) + size + 2 <= MAX_WHOLE_BYTES:
+            heads[len(head) + size + 2] = head
+    return tuple(heads)
+
+
+MAX_WHOLE_BYTES = 2048
+WHOLE_CHUNKS = _whole_chunks()
+"""By the size of the bytes: how they begin, if they are one chunk, whole and written as anybody would write it.
+
+A live stream comes one chunk at a time. To know such a chunk, no parser is needed, between two chunks.
+"""
 
 
 class _SecondMessageError(Exception):

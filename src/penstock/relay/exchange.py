@@ -90,7 +90,7 @@ async def _carry(client: AsyncClient, outgoing: Outgoing, downstream: Downstream
 async def _carry_directly(response: Response, downstream: Downstream, direct: Direct) -> None:
     """The same, but each piece goes from the upstream's callback to the reader's socket: no task wakes for it."""
     try:
-        await response.push(direct.write, direct.open)
+        await response.push(direct.write, direct.open, chunk_sink=direct.write_chunk)
     finally:
         direct.close()
         downstream.sent += response.bytes_received

@@ -45,6 +45,25 @@ class Cycle:
         bodiless: Whether the response has no body whatever the application sends.
     """
 
+    __slots__ = (
+        "_body",
+        "_left",
+        "_news",
+        "_owner",
+        "_room",
+        "_transport",
+        "bodiless",
+        "body_complete",
+        "chunked",
+        "complete",
+        "direct",
+        "disconnected",
+        "expects_continue",
+        "head",
+        "keep_alive",
+        "started",
+    )
+
     def __init__(self, owner: Owner, head: RequestHead, *, write_paused: bool = False) -> None:
         self.head = head
         self.disconnected = False
@@ -202,6 +221,11 @@ class Cycle:
             if self._left < 0:
                 raise RuntimeError("the response's body is longer than its Content-Length")
         self._transport.write(body)
+
+    def write_chunk(self, chunk: bytes) -> None:
+        """Send a piece of the body that is one chunk already, framing and all; for a response in chunks."""
+        if not self.disconnected:
+            self._transport.write(chunk)
 
     def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         head = self.head

@@ -27,6 +27,11 @@ class DirectWriter:
         self.write: Callable[[bytes], None] = cycle.write
         """Send a piece of the body in the response's framing. Never waits; after the reader has left it is in vain."""
 
+    @property
+    def write_chunk(self) -> Callable[[bytes], None] | None:
+        """What sends one whole chunk as it is, framing and all; None for a response that does not go out in chunks."""
+        return self._cycle.write_chunk if self._cycle.chunked else None
+
     def is_behind(self, send: Any) -> bool:
         """Whether that `send` is the server's own: nothing stands between it and the socket."""
         return bool(send == self._cycle.send)
