@@ -43,6 +43,8 @@ from penstock.errors import (
 )
 
 HIGH_WATER = 256 * 1024
+COPIED_BYTES = 4096
+"""From here on a piece of a request's body goes out beside its framing, not copied into one with it."""
 CONTINUE_SECONDS = 1.0
 FREE_OVERHEAD_BYTES = 256
 """What a read of a chunked body may hold beside the body before it is worth counting."""
@@ -233,6 +235,13 @@ class Connection(asyncio.Protocol):
         """Send; never blocks, see `drained`. On a lost connection it does nothing: `Exchange.ended` has told."""
         if not self.closed:
             self.transport.write(data)
+
+    def write_chunk(self, piece: bytes) -> None:
+        """Send a piece as one chunk; a large one is not copied for it."""
+        if len(piece) < COPIED_BYTES:
+            self.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+        elif not self.closed:
+            self.transport.writelines((b"%x\r\n" % len(piece), piece, b"\r\n"))
 
     @property
     def write_paused(self) -> bool:
@@ -446,7 +455,7 @@ class Exchange:
             if connection.closed or connection.transport.is_closing():
                 return  # what that means for the answer is said by `ended`
             if left is None:
-                connection.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+                connection.write_chunk(piece)
             else:
                 left -= len(piece)
                 if left < 0:

@@ -16,6 +16,7 @@ from penstock.server.log import request_failed, request_unfinished
 from penstock.server.request import RequestHead
 
 HIGH_WATER = 64 * 1024
+COPIED_BYTES = 4096  # a larger piece goes out beside its framing, not in one with it
 
 _FORBIDDEN_IN_NAME = frozenset(range(33)) | frozenset(b'()<>@,;:\\"/[]?={}') | frozenset(range(127, 256))
 _FORBIDDEN_IN_VALUE = (frozenset(range(32)) - {9}) | {127}
@@ -214,7 +215,10 @@ class Cycle:
         if not body or self.bodiless or self.disconnected:
             return
         if self.chunked:
-            self._transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+            if len(body) < COPIED_BYTES:
+                self._transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+            else:
+                self._transport.writelines((b"%x\r\n" % len(body), body, b"\r\n"))
             return
         if self._left is not None:
             self._left -= len(body)
