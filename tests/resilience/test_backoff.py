@@ -63,7 +63,17 @@ def test_an_initial_of_zero_never_waits() -> None:
     assert {Backoff(initial=0, factor=1e300).delay(retry, 0.9) for retry in (1, 2, 5, 1000)} == {0.0}
 
 
-@pytest.mark.parametrize("wrong", [{"initial": -1}, {"maximum": -0.1}, {"factor": 0.9}, {"initial": math.nan}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"initial": -1},
+        {"maximum": -0.1},
+        {"factor": 0.9},
+        {"initial": math.nan},
+        {"jitter": "half"},
+        {"curve": "linear"},
+    ],
+)
 def test_what_is_no_curve_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="a backoff needs"):
         Backoff(**wrong)

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from email.utils import formatdate
+from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -24,67 +27,127 @@ from penstock.errors import (
     ReplayGap,
     RetriesExhausted,
     StatusError,
+    StreamError,
     StreamStalled,
     StreamTruncated,
+    TransportError,
     WriteError,
     WriteTimeout,
 )
-from penstock.resilience.classify import not_handled, retry_after, retryable, verdict
+from penstock.resilience import classify
+from penstock.resilience.classify import RULES, Cause, cause, not_handled, retry_after, retryable, verdict
 
 
 def status(code: int) -> StatusError:
     return StatusError("s", status=code)
 
 
-# error, may be retried, surely not handled, the breaker's verdict: the table of the module's docstring
-TABLE: list[tuple[PenstockError, bool, bool, str]] = [
-    (ConnectError("c", reason="refused"), True, True, "failure"),
-    (ConnectError("c", reason="dns"), True, True, "failure"),
-    (ConnectTimeout("c", reason="timeout"), True, True, "failure"),
-    (ConnectError("c", reason="tls"), False, True, "failure"),
-    (WriteError("w"), True, False, "failure"),
-    (WriteTimeout("w"), True, False, "failure"),
-    (ReadError("r"), True, False, "failure"),
-    (ReadTimeout("r"), True, False, "failure"),
-    (status(408), True, True, "neither"),
-    (status(425), True, True, "neither"),
-    (status(429), True, True, "neither"),
-    (status(503), True, True, "failure"),
-    (status(500), True, False, "failure"),
-    (status(502), True, False, "failure"),
-    (status(504), True, False, "failure"),
-    (status(599), True, False, "failure"),
-    (status(501), False, False, "failure"),
-    (status(505), False, False, "failure"),
-    (status(400), False, False, "success"),
-    (status(401), False, False, "success"),
-    (status(404), False, False, "success"),
-    (status(409), False, False, "success"),
-    (ContentTypeError("t", content_type="text/html"), False, False, "neither"),
-    (StreamTruncated("t"), True, False, "failure"),
-    (StreamStalled("t"), True, False, "failure"),
-    (ProtocolError("p"), False, False, "failure"),
-    (InBandError("i"), False, False, "success"),
-    (DecodeError("d"), False, False, "success"),
-    (LimitExceeded("l", limit="max_bytes"), False, False, "success"),
-    (InvalidURL("u"), False, False, "success"),
-    (CircuitOpenError("o", retry_after=1), False, False, "success"),
-    (ReplayGap("g", requested=1, earliest=2), False, False, "success"),
+class ServerIll(InBandError):
+    server_class = True
+
+
+class AskedForLess(InBandError):
+    server_class = True
+    throttled = True
+
+
+ERRORS: list[tuple[PenstockError, Cause]] = [
+    (ConnectError("c", reason="dns"), "dns"),
+    (ConnectError("c", reason="refused"), "refused"),
+    (ConnectError("c", reason="reset"), "refused"),
+    (ConnectError("c", reason="unreachable"), "unreachable"),
+    (ConnectError("c"), "unreachable"),
+    (ConnectError("c", reason="tls"), "tls"),
+    (ConnectTimeout("c", reason="timeout"), "connect_timeout"),
+    (ConnectTimeout("c"), "connect_timeout"),
+    (ConnectError("c", reason="timeout"), "connect_timeout"),
+    (ReadTimeout("r"), "timeout"),
+    (WriteTimeout("w"), "timeout"),
+    (ReadError("r"), "lost"),
+    (WriteError("w"), "lost"),
+    (TransportError("t"), "lost"),
+    (status(408), "request_timeout"),
+    (status(425), "too_early"),
+    (status(429), "throttled"),
+    (status(503), "unavailable"),
+    (status(500), "server_error"),
+    (status(502), "server_error"),
+    (status(504), "server_error"),
+    (status(599), "server_error"),
+    (status(501), "unsupported"),
+    (status(505), "unsupported"),
+    (status(302), "status"),
+    (status(400), "status"),
+    (status(401), "status"),
+    (status(404), "status"),
+    (status(409), "status"),
+    (ContentTypeError("t", content_type="text/html"), "content_type"),
+    (StreamTruncated("t"), "truncated"),
+    (StreamStalled("t"), "stalled"),
+    (InBandError("i"), "in_band"),
+    (ServerIll("i"), "in_band_server"),
+    (AskedForLess("i"), "in_band_throttled"),
+    (ProtocolError("p"), "protocol"),
+    (DecodeError("d"), "decode"),
+    (LimitExceeded("l", limit="max_bytes"), "limit"),
+    (ReplayGap("g", requested=1, earliest=2), "replay_gap"),
+    (CircuitOpenError("o", retry_after=1), "circuit_open"),
+    (InvalidURL("u"), "url"),
+    (StreamError("the request's own body"), "other"),
+    (PenstockError("?"), "other"),
 ]
+YES = {"yes": True, "no": False}
+CAUSES = get_args(Cause)
 
 
-@pytest.mark.parametrize(("error", "again", "untouched", "says"), TABLE, ids=lambda value: repr(value)[:40])
-def test_the_table(error: PenstockError, again: bool, untouched: bool, says: str) -> None:
-    assert (retryable(error), not_handled(error), verdict(error)) == (again, untouched, says)
+@pytest.mark.parametrize(("error", "name"), ERRORS, ids=lambda value: repr(value)[:40])
+def test_every_error_has_a_cause_and_goes_by_its_row(error: PenstockError, name: Cause) -> None:
+    assert cause(error) == name
+    assert (retryable(error), not_handled(error), verdict(error)) == RULES[name]
+
+
+def test_every_cause_has_a_row_and_an_error() -> None:
+    assert tuple(RULES) == CAUSES
+    assert {name for _, name in ERRORS} == set(CAUSES)
+
+
+def test_the_table_of_the_module_is_what_it_does() -> None:
+    assert classify.__doc__ is not None
+    rows = [re.split(r"\s{2,}", line) for line in classify.__doc__.splitlines()]
+    table = [(row[0], (YES[row[2]], YES[row[3]], row[4])) for row in rows if len(row) == 5 and row[2] in YES]
+    assert table == list(RULES.items())
+
+
+def test_the_table_of_the_guide_is_what_it_does() -> None:
+    guide = Path(__file__).parents[2] / "docs" / "resilience.md"
+    rows = re.findall(
+        r"^\| `(\w+)` \| [^|]+ \| (yes|no) \| (yes|no) \| (\w+) \|$", guide.read_text("utf-8"), re.MULTILINE
+    )
+    assert [(row[0], (YES[row[1]], YES[row[2]], row[3])) for row in rows] == list(RULES.items())
+
+
+@pytest.mark.parametrize("name", ["tls", "in_band", "in_band_server", "decode", "content_type", "status", "other"])
+def test_what_would_only_fail_again_is_not_retried_by_default(name: Cause) -> None:
+    assert not RULES[name].retried
+
+
+def test_nothing_but_what_was_refused_or_never_sent_is_surely_unhandled() -> None:
+    assert {name for name, rule in RULES.items() if rule.unhandled} == {
+        *("dns", "refused", "unreachable", "tls", "connect_timeout"),
+        *("request_timeout", "too_early", "throttled", "unavailable"),
+    }
 
 
 def test_a_proper_end_speaks_for_the_server() -> None:
     assert verdict(None) == "success"
 
 
-@pytest.mark.parametrize("error", [each[0] for each in TABLE], ids=lambda error: type(error).__name__)
-def test_what_gave_up_is_as_retryable_as_its_last_failure(error: PenstockError) -> None:
-    assert retryable(RetriesExhausted("x", attempts=2, last=error)) == retryable(error)
+@pytest.mark.parametrize("error", [error for error, _ in ERRORS], ids=lambda error: repr(error)[:40])
+def test_what_gave_up_is_as_its_last_failure_but_never_surely_unhandled(error: PenstockError) -> None:
+    exhausted = RetriesExhausted("x", attempts=2, last=error)
+    assert cause(exhausted) == cause(error)
+    assert (retryable(exhausted), verdict(exhausted)) == (retryable(error), verdict(error))
+    assert not not_handled(exhausted), "an attempt before the last may have been worked on"
 
 
 # -- Retry-After ---------------------------------------------------------------------------------------------------

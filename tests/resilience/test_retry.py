@@ -1,10 +1,26 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any, get_args
+
 import pytest
 
-from penstock.errors import ConnectError, DecodeError, PenstockError, ReadError, StatusError, StreamTruncated
+from penstock.errors import (
+    ConnectError,
+    ContentTypeError,
+    DecodeError,
+    InBandError,
+    PenstockError,
+    ProtocolError,
+    ReadError,
+    RetriesExhausted,
+    StatusError,
+    StreamTruncated,
+)
 from penstock.resilience.backoff import Backoff
-from penstock.resilience.retry import Retry
+from penstock.resilience.budget import RetryBudget
+from penstock.resilience.classify import RULES, Cause
+from penstock.resilience.retry import FINAL, Retry
 
 LOST = ReadError("lost")
 REFUSED = ConnectError("refused", reason="refused")
@@ -78,6 +94,103 @@ def test_others_may_with_a_key_or_the_callers_word(method: str) -> None:
     assert Retry(idempotent=True).may_repeat(method)
 
 
-def test_a_negative_number_of_retries_is_refused() -> None:
-    with pytest.raises(ValueError, match="retries must be 0 or more, got -1"):
-        Retry(retries=-1)
+# -- per cause
+
+
+def attempts(retry: Retry, *failures: PenstockError, may_repeat: bool = True) -> int:
+    """How many of these failures, one after another, are followed by another attempt."""
+    for attempt, failure in enumerate(failures, start=1):
+        if retry.delay(failure, attempt=attempt, may_repeat=may_repeat) is None:
+            return attempt - 1
+    return len(failures)
+
+
+def test_a_cause_may_have_fewer_retries_or_none() -> None:
+    retry = Retry(retries=3, per_cause={"lost": 1, "unavailable": 0})
+    assert attempts(retry, *[LOST] * 9) == 1
+    assert attempts(retry, *[BUSY] * 9) == 0
+    assert attempts(retry, *[REFUSED] * 9) == 3
+
+
+def test_a_cause_may_have_more_than_all_others() -> None:
+    retry = Retry(retries=3, per_cause={"throttled": 10})
+    throttled = StatusError("slow down", status=429)
+    assert attempts(retry, *[throttled] * 99) == 10
+    assert attempts(retry, *[throttled] * 5, LOST) == 5, "five retries are more than the three of any other cause"
+    assert attempts(retry, LOST, LOST, throttled, throttled) == 4
+
+
+def test_all_retries_of_a_request_count() -> None:
+    assert attempts(Retry(retries=3, per_cause={"lost": 1}), REFUSED, LOST) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("content_type", ContentTypeError("an error page", content_type="text/html")),
+        ("tls", ConnectError("expired", reason="tls")),
+        ("decode", DecodeError("half a value")),
+        ("in_band", InBandError("overloaded")),
+        ("status", StatusError("not found yet", status=404)),
+        ("protocol", ProtocolError("garbage")),
+    ],
+)
+def test_a_number_allows_what_is_not_retried_by_default(name: Cause, error: PenstockError) -> None:
+    assert attempts(Retry(), error) == 0
+    assert attempts(Retry(per_cause={name: 2}), *[error] * 9) == 2
+
+
+def test_what_was_allowed_is_still_not_repeated_where_that_may_do_harm() -> None:
+    error = ContentTypeError("an error page", content_type="text/html")
+    assert attempts(Retry(per_cause={"content_type": 2}), error, may_repeat=False) == 0
+
+
+def test_no_retries_are_none_whatever_is_said_of_causes() -> None:
+    assert attempts(Retry(retries=0, per_cause={"lost": 5}), LOST) == 0
+
+
+def test_retries_that_were_exhausted_count_by_their_last_failure() -> None:
+    assert attempts(Retry(per_cause={"lost": 0}), RetriesExhausted("gave up", attempts=4, last=LOST)) == 0
+
+
+@pytest.mark.parametrize("name", get_args(Cause))
+def test_retries_for_a_cause_go_by_its_row_unless_a_number_is_given(name: Cause) -> None:
+    assert Retry(retries=7).retries_for(name) == (7 if RULES[name].retried else 0)
+    assert Retry(retries=7, per_cause={name: 0}).retries_for(name) == 0
+
+
+def test_the_callers_mapping_may_change_afterwards() -> None:
+    numbers: dict[Cause, int] = {"lost": 0}
+    retry = Retry(per_cause=numbers)
+    numbers["lost"] = 5
+    assert retry.per_cause == {"lost": 0}
+    assert hash(retry) == hash(Retry(per_cause={"lost": 0}))
+    assert replace(retry, retries=9).per_cause == {"lost": 0}
+
+
+# -- settings
+
+
+def test_the_defaults_resume_and_share_a_budget() -> None:
+    assert (Retry().after_first_event, Retry().budget) == ("resume", RetryBudget())
+    assert Retry(budget=None).budget is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"retries": -1}, "retries must be 0 or more, got -1"),
+        ({"per_cause": {"lost": -1}}, "0 or more, got -1 for 'lost'"),
+        ({"per_cause": {"loss": 1}}, "no cause 'loss'; there are dns, refused"),
+        ({"per_cause": {"circuit_open": 1}}, "cannot mend 'circuit_open'"),
+        ({"after_first_event": "replay"}, "'replay'"),
+    ],
+)
+def test_what_is_no_policy_is_refused(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Retry(**wrong)
+
+
+@pytest.mark.parametrize("name", sorted(FINAL))
+def test_what_nothing_can_mend_may_be_named_with_none(name: Cause) -> None:
+    assert Retry(per_cause={name: 0}).retries_for(name) == 0

@@ -37,6 +37,11 @@ class Backoff:
                 f"a backoff needs initial >= 0, maximum >= 0 and factor >= 1; "
                 f"got {self.initial}, {self.maximum}, {self.factor}"
             )
+        if self.jitter not in ("full", "none") or self.curve not in ("exponential", "quadratic"):
+            raise ValueError(
+                f'a backoff needs jitter "full" or "none" and curve "exponential" or "quadratic"; '
+                f"got {self.jitter!r}, {self.curve!r}"
+            )
 
     @classmethod
     def quadratic(cls, *, maximum: float = 30.0) -> Self:
