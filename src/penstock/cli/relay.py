@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -10,8 +12,22 @@ from penstock.cli import options, output
 from penstock.cli.run import run_server
 from penstock.client.settings import Timeout
 from penstock.relay.app import Relay
-from penstock.server.listen import bind
+from penstock.server.listen import bind, hold
 from penstock.server.serve import serve
+from penstock.server.workers import supervise
+
+MOST_WORKERS = 256
+
+
+def _workers(value: int) -> int:
+    """A number of processes, checked."""
+    if not 1 <= value <= MOST_WORKERS:
+        raise typer.BadParameter(
+            f"{value} is not a number of processes from 1 to {MOST_WORKERS}: as many as there are cores is plenty"
+        )
+    if value > 1 and sys.platform == "win32":
+        raise typer.BadParameter("several processes cannot share an address on Windows: leave it at 1")
+    return value
 
 
 def relay(
@@ -35,6 +51,9 @@ def relay(
     grace: Annotated[
         float, typer.Option(callback=options.grace, metavar="SECONDS", help="For running streams after SIGTERM.")
     ] = 5.0,
+    workers: Annotated[
+        int, typer.Option(callback=_workers, metavar="N", help="Processes that share the address, for several cores.")
+    ] = 1,
     json: options.Json = False,
 ) -> int:
     """Relay every request to an upstream, each chunk as it comes.
@@ -43,14 +62,21 @@ def relay(
     it, and an upstream that breaks off never looks complete.
     """
     timeout = Timeout(connect=timeout_connect, first_event=timeout_first, between_events=timeout_between)
-    app = Relay(upstream, headers=options.headers(header or []), timeout=timeout)
-    sock = bind(*options.listen(listen))
+    new_relay = partial(Relay, upstream, headers=options.headers(header or []), timeout=timeout)
+    # Before anything is bound: what cannot be served is told, and so is what several processes cannot share.
+    app = new_relay()
+    address = options.listen(listen)
 
     def listening(where: str) -> None:
         if json:
-            output.record({"listening": {"url": f"http://{where}", "upstream": app.upstream}})
+            output.record({"listening": {"url": f"http://{where}", "upstream": app.upstream, "workers": workers}})
         else:
-            output.note(f"penstock relay on http://{where} to {app.upstream}")
+            several = f", with {workers} workers" if workers > 1 else ""
+            output.note(f"penstock relay on http://{where} to {app.upstream}{several}")
             output.note("  nothing is buffered and nothing is kept: each chunk goes out as it comes, to one reader")
 
-    return run_server(serve(app, sock, grace=grace, on_listening=listening))
+    if workers == 1:
+        return run_server(serve(app, bind(*address), grace=grace, on_listening=listening))
+    return run_server(
+        supervise(new_relay, hold(*address), workers=workers, grace=grace, run=run_server, on_listening=listening)
+    )

@@ -109,20 +109,8 @@ class Server(uvicorn.Server):
     @contextlib.contextmanager
     def signals_handled(self) -> Iterator[None]:
         """Own SIGINT and SIGTERM meanwhile; the former handlers come back, and nothing is raised again."""
-        if threading.current_thread() is not threading.main_thread():
+        with signals_told(lambda sig: self.handle_exit(sig, None)):
             yield
-            return
-        loop = asyncio.get_running_loop()
-
-        def handle(sig: int, frame: FrameType | None) -> None:
-            loop.call_soon_threadsafe(self.handle_exit, sig, None)
-
-        former = {sig: signal.signal(sig, handle) for sig in HANDLED_SIGNALS}
-        try:
-            yield
-        finally:
-            for sig, handler in former.items():
-                signal.signal(sig, handler)
 
     async def _unless_stopped(self, work: Any) -> bool:
         """Run work to its end; cancel it when the server is stopped first."""
@@ -218,20 +206,50 @@ async def serve(
     """
     where = bound_to(sock)
     server = Server(app, sock, grace=grace, raw_connection=raw_connection)
-    with _logged_to_stderr(), server.signals_handled():
+    with logged_to_stderr(), server.signals_handled():
         await server.run_until_stopped(lambda: on_listening(where) if on_listening else None)
     return 0 if server.signal is None else 128 + server.signal
 
 
 @contextlib.contextmanager
-def _logged_to_stderr() -> Iterator[None]:
-    """Show Penstock's lines, from INFO up, unless somebody has decided where they go."""
+def signals_told(tell: Callable[[int], None]) -> Iterator[None]:
+    """Have SIGINT and SIGTERM told in the running loop meanwhile, where it runs in the main thread.
+
+    The former handlers come back, and nothing is raised again.
+
+    Args:
+        tell: Called in the loop, with the signal's number.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+
+    def handle(sig: int, frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(tell, sig)
+
+    former = {sig: signal.signal(sig, handle) for sig in HANDLED_SIGNALS}
+    try:
+        yield
+    finally:
+        for sig, handler in former.items():
+            signal.signal(sig, handler)
+
+
+@contextlib.contextmanager
+def logged_to_stderr(*, pid: bool = False) -> Iterator[None]:
+    """Show Penstock's lines, from INFO up, unless somebody has decided where they go.
+
+    Args:
+        pid: Whether each line says which process it is of.
+    """
     root = logging.getLogger("penstock")
     if root.hasHandlers():
         yield
         return
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s.%(msecs)03d %(message)s", "%H:%M:%S"))
+    who = "[%(process)d] " if pid else ""
+    handler.setFormatter(logging.Formatter(f"%(asctime)s.%(msecs)03d {who}%(message)s", "%H:%M:%S"))
     level = root.level
     root.addHandler(handler)
     root.setLevel(logging.INFO)
