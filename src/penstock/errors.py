@@ -17,10 +17,10 @@
     ├── StreamError                  stream        .collected
     │   ├── StreamTruncated          stream        the body ended before its end
     │   ├── StreamStalled            stream        (also a TimeoutError)
-    │   └── InBandError              stream        the stream itself said that it failed
+    │   └── InBandError              stream        the stream itself said that it failed: .kind  .code  .status
     ├── DecodeError                  application   a payload that is not what it should be
     ├── CircuitOpenError             network       .retry_after
-    ├── RetriesExhausted             the last one's  .attempts  .last
+    ├── RetriesExhausted             the last one's  .attempts  .last  .collected
     ├── ReplayGap                    stream        .requested  .earliest
     └── LimitExceeded                application   .limit
 
@@ -156,7 +156,34 @@ class StreamStalled(StreamError, TimeoutError):
 
 
 class InBandError(StreamError):
-    """The stream itself carried an error message."""
+    """The stream itself said that it failed.
+
+    Attributes:
+        kind: The error's own type, e.g. "overloaded_error"; "" where it gave none.
+        code: Its code, as text; None where it gave none.
+        status: The HTTP status that it names; None where it names none.
+        server_class: Whether the server is ill, which counts against it; else the request was bad.
+        throttled: Whether the server is well and asks for fewer requests.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        url: str | None = None,
+        collected: Sequence[Any] = (),
+        kind: str = "",
+        code: str | None = None,
+        status: int | None = None,
+        server_class: bool = False,
+        throttled: bool = False,
+    ) -> None:
+        super().__init__(message, url=url, collected=collected)
+        self.kind = kind
+        self.code = code
+        self.status = status
+        self.server_class = server_class
+        self.throttled = throttled
 
 
 class DecodeError(PenstockError):
@@ -183,10 +210,20 @@ class RetriesExhausted(PenstockError):
     Attributes:
         attempts: How many times the request was tried, the first included.
         last: The error of the last attempt.
+        collected: What had arrived, where the caller had asked for it to be collected; else empty.
     """
 
-    def __init__(self, message: str, *, attempts: int, last: PenstockError, url: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        attempts: int,
+        last: PenstockError,
+        url: str | None = None,
+        collected: Sequence[Any] = (),
+    ) -> None:
         super().__init__(message, url=url)
+        self.collected = collected
         self.attempts = attempts
         self.last = last
         self.category = last.category

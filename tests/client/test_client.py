@@ -195,7 +195,7 @@ async def test_a_client_that_was_handed_in_stays_open() -> None:
             await client.get("/").read()
         assert not http.is_closed
         assert not transport.closed
-        await client.get("/").read()
+        assert (await http.get("http://app/")).status_code == 200
     assert transport.closed
 
 

@@ -21,7 +21,8 @@ from rich.table import Table
 from penstock.cli import options, output
 from penstock.cli.run import run
 from penstock.client.client import AsyncClient
-from penstock.errors import CircuitOpenError, PenstockError
+from penstock.client.notices import Notice, Reconnecting
+from penstock.errors import CircuitOpenError
 from penstock.resilience.backoff import Backoff
 from penstock.resilience.breaker import Breaker, State
 from penstock.resilience.retry import Retry
@@ -191,13 +192,14 @@ def _delay(line: str, now: float) -> float:
 async def _consume(origin: str, say: Any) -> Result:
     """A server that answers 503 twice: within the retries, and then with a breaker that has had enough."""
 
-    def tell(failure: PenstockError, attempt: int, pause: float) -> None:
-        say(f"   {failure}; attempt {attempt} in {pause:.2f} s")
+    def tell(notice: Notice) -> None:
+        if isinstance(notice, Reconnecting):
+            say(f"   {notice.failure}; attempt {notice.attempt} in {notice.pause:.2f} s")
 
     backoff = Backoff(initial=0.2)
     async with AsyncClient(origin, retry=Retry(retries=3, backoff=backoff), breaker=Breaker()) as client:
         failing = client.post("/trigger_invocation").param("status", 503).param("times", 2).param("interval", 0.05)
-        async with failing.json({"query": "the demo"}).events(on_retry=tell) as events:
+        async with failing.json({"query": "the demo"}).events(on_notice=tell) as events:
             async for event in events:
                 say(f"   event: {event.data}")
         metrics = events.metrics

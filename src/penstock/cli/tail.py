@@ -19,9 +19,9 @@ from penstock.client.client import AsyncClient
 from penstock.client.events import AnyStream
 from penstock.client.metrics import Metrics
 from penstock.client.middleware import Logging
+from penstock.client.notices import Notice, Reconnecting
 from penstock.client.settings import Timeout
 from penstock.client.stream import ItemStream
-from penstock.errors import PenstockError
 from penstock.resilience.breaker import Breaker
 from penstock.resilience.retry import Retry
 from penstock.transfer.source import Source, open_source
@@ -139,16 +139,16 @@ class _Reading:
                 self._sum_up(stream.metrics, completed=sys.exc_info()[1] is None)
 
     def _stream(self, request: RequestBuilder) -> ItemStream[Any]:
-        tell = self._tell_retry
+        tell = self._tell
         match self._format:
             case Format.auto:
-                return request.items(AnyStream, on_retry=tell)
+                return request.items(AnyStream, on_notice=tell)
             case Format.sse:
-                return request.events(on_retry=tell)
+                return request.events(on_notice=tell)
             case Format.ndjson:
-                return request.records(on_retry=tell)
+                return request.records(on_notice=tell)
             case Format.text:
-                return request.lines(on_retry=tell)
+                return request.lines(on_notice=tell)
 
     def _has_records(self, stream: ItemStream[Any]) -> bool:
         if self._format is not Format.auto:
@@ -164,12 +164,15 @@ class _Reading:
         else:
             output.record({"line" if is_line else "record": item})
 
-    def _tell_retry(self, failure: PenstockError, attempt: int, pause: float) -> None:
+    def _tell(self, notice: Notice) -> None:
+        if not isinstance(notice, Reconnecting):
+            return
+        failure, attempt, pause = notice.failure, notice.attempt, notice.pause
         if self._json:
-            described = output.error_record(failure, str(failure))["error"]
+            described = None if failure is None else output.error_record(failure, str(failure))["error"]
             output.record({"retry": {"attempt": attempt, "pause": round(pause, 3), "after": described}})
         else:
-            output.note(f"penstock: {failure}; attempt {attempt} in {pause:.1f} s")
+            output.note(f"penstock: {failure or 'the stream ended'}; attempt {attempt} in {pause:.1f} s")
 
     def _sum_up(self, metrics: Metrics, *, completed: bool) -> None:
         if self._json:

@@ -23,16 +23,17 @@ from urllib.parse import urlencode
 
 from penstock.client import body as bodies
 from penstock.client.body import Body, FileSource
-from penstock.client.events import EventStream, LineStream, ModelStream, RecordStream
+from penstock.client.events import EventStream, LineStream, ModelStream, Reconnect, RecordStream
+from penstock.client.notices import OnNotice
 from penstock.client.request import Request
 from penstock.client.response import MAX_READ_BYTES, BufferedResponse, Response
 from penstock.client.settings import Timeout
 from penstock.client.stream import MAX_COLLECTED_BYTES, Collected, ItemStream
-from penstock.errors import PenstockError
 from penstock.resilience.retry import Retry
 from penstock.wire import headers as fields
 from penstock.wire import multipart
 from penstock.wire.sse import Event
+from penstock.wire.terminator import Terminator
 
 if TYPE_CHECKING:
     from penstock.client.client import AsyncClient
@@ -42,8 +43,6 @@ S = TypeVar("S", bound=ItemStream[Any])
 
 FRAMING = frozenset({"content-length", "transfer-encoding"})
 """What tells where a message ends; two that disagree make one request two."""
-
-OnRetry = Callable[[PenstockError, int, float], None]
 
 
 class Sending:
@@ -142,31 +141,59 @@ class RequestBuilder:
             return BufferedResponse(response.status, response.headers, response.url, content)
 
     @overload
-    def events(self, *, on_retry: OnRetry | None = None) -> EventStream: ...
-    @overload
-    def events(self, *, model: Callable[..., M], on_retry: OnRetry | None = None) -> ModelStream[M]: ...
     def events(
-        self, *, model: Callable[..., M] | None = None, on_retry: OnRetry | None = None
+        self,
+        *,
+        reconnect: Reconnect = ...,
+        terminator: Terminator | str | None = ...,
+        initial_last_event_id: str = ...,
+        on_notice: OnNotice | None = ...,
+    ) -> EventStream: ...
+    @overload
+    def events(
+        self,
+        *,
+        model: Callable[..., M],
+        reconnect: Reconnect = ...,
+        terminator: Terminator | str | None = ...,
+        initial_last_event_id: str = ...,
+        on_notice: OnNotice | None = ...,
+    ) -> ModelStream[M]: ...
+    def events(
+        self,
+        *,
+        model: Callable[..., M] | None = None,
+        reconnect: Reconnect = "resilient",
+        terminator: Terminator | str | None = None,
+        initial_last_event_id: str = "",
+        on_notice: OnNotice | None = None,
     ) -> EventStream | ModelStream[M]:
         """Server-sent events as they arrive.
 
         Args:
             model: A pydantic model, a dataclass or a callable that takes a JSON value: gives its values, not events.
-            on_retry: Called before each pause with the failure, the number of the attempt to come, and the seconds.
+            reconnect: When to connect again: "resilient" goes on where a stream broke, and takes a clean end for the
+                end; "strict" is a browser's EventSource, which connects again until a 204; "never" raises.
+            terminator: How the stream's protocol says that it is whole or that it failed, a profile's name ("openai",
+                "anthropic", "openai-responses", "none") or one's own. An end without it raises `StreamTruncated`, a
+                failure `InBandError`.
+            initial_last_event_id: Where to begin: what an earlier stream's `last_event_id` was.
+            on_notice: Called with what happens besides; see `penstock.client.notices`. It must not raise or block.
         """
+        how = {"reconnect": reconnect, "terminator": terminator, "last_event_id": initial_last_event_id}
         if model is None:
-            return self.items(EventStream, on_retry=on_retry)
-        return self.items(ModelStream[M], on_retry=on_retry, model=model)
+            return self.items(EventStream, on_notice=on_notice, **how)
+        return self.items(ModelStream[M], on_notice=on_notice, model=model, **how)
 
-    def records(self, *, on_retry: OnRetry | None = None) -> RecordStream:
+    def records(self, *, on_notice: OnNotice | None = None) -> RecordStream:
         """The JSON values of an NDJSON body as they arrive."""
-        return self.items(RecordStream, on_retry=on_retry)
+        return self.items(RecordStream, on_notice=on_notice)
 
-    def lines(self, *, on_retry: OnRetry | None = None) -> LineStream:
+    def lines(self, *, on_notice: OnNotice | None = None) -> LineStream:
         """The lines of a text body as they arrive, without their ends."""
-        return self.items(LineStream, on_retry=on_retry)
+        return self.items(LineStream, on_notice=on_notice)
 
-    def items(self, kind: Callable[..., S], *, on_retry: OnRetry | None = None, **keywords: Any) -> S:
+    def items(self, kind: Callable[..., S], *, on_notice: OnNotice | None = None, **keywords: Any) -> S:
         """A stream of a kind of one's own, a subclass of `ItemStream`."""
         request = self._request()
         accept = getattr(kind, "accept", "*/*")
@@ -175,17 +202,27 @@ class RequestBuilder:
             wanted.append(("Cache-Control", "no-cache"))
         extra = [pair for pair in wanted if not request.has_header(pair[0])]
         request = replace(request, headers=(*request.headers, *extra))
-        shared = {"on_metrics": self._client.count, "on_retry": on_retry}
+        shared = {"on_end": self._client.count, "on_notice": on_notice}
         return kind(self._client.exchange, request, self._policy, **shared, **keywords)
 
-    async def collect(self, *, max_events: int | None = None, max_bytes: int = MAX_COLLECTED_BYTES) -> Collected[Event]:
+    async def collect(
+        self,
+        *,
+        max_events: int | None = None,
+        max_bytes: int = MAX_COLLECTED_BYTES,
+        terminator: Terminator | str | None = None,
+    ) -> Collected[Event]:
         """Every event, and the stream's metrics.
 
+        Args:
+            max_events: More than these are too many; None is no bound.
+            max_bytes: A body over this is too large.
+            terminator: As for `events`.
         Raises:
             LimitExceeded: More than max_events, or a body over max_bytes; what had come is in `collected`.
             StreamError: The stream broke; what had come is in `collected`.
         """
-        return await self.events().collect(max_items=max_events, max_bytes=max_bytes)
+        return await self.events(terminator=terminator).collect(max_events=max_events, max_bytes=max_bytes)
 
     # -- inside --------------------------------------------------------------------------------------------------
 

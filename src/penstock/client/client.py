@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.cookiejar
-import threading
 from collections.abc import Mapping
 from importlib.metadata import version
 from types import TracebackType
@@ -15,7 +14,7 @@ from penstock.client import seam
 from penstock.client.body import Body
 from penstock.client.builder import MultipartBuilder, RequestBuilder
 from penstock.client.exchange import Exchange
-from penstock.client.metrics import Metrics, combine
+from penstock.client.metrics import Metrics, Tally, Totals
 from penstock.client.request import Middleware, Request
 from penstock.client.response import Response
 from penstock.client.settings import Limits, Timeout
@@ -65,9 +64,8 @@ class AsyncClient:
         self._owns_http = http_client is None
         self._transport = None if http_client is not None else _transport(limits or Limits())
         self._http = http_client or _http_client(self._transport, keep_cookies=keep_cookies)
-        self._totals = Metrics()
-        self._totals_lock = threading.Lock()
-        self.exchange = Exchange(self._http, breaker, self._headers)
+        self._totals = Totals()
+        self.exchange = Exchange(self._http, breaker, self._headers, self.retry.budget)
 
     def use(self, *middleware: Middleware) -> Self:
         """Add middleware; the first added is the outermost. Each runs once per attempt."""
@@ -147,24 +145,36 @@ class AsyncClient:
     @property
     def metrics(self) -> Metrics:
         """The sum over the streams that have ended; readable from any thread."""
-        return self._totals
+        return self._totals.snapshot()
 
-    def count(self, metrics: Metrics) -> None:
-        """Add an ended stream's metrics; streams do it themselves."""
-        with self._totals_lock:
-            self._totals = combine(self._totals, metrics)
+    def count(self, tally: Tally) -> None:
+        """Add a stream that has ended; streams do it themselves."""
+        self._totals.add(tally)
 
     def circuit_state(self, url: str = "") -> State | None:
-        """The state of the breaker for a URL's origin; None without a breaker."""
-        circuit = self.exchange.circuit(self.absolute_url(url))
-        return None if circuit is None else circuit.state
+        """The state of the breaker for a URL's origin; None without a breaker. From any thread."""
+        return self.exchange.state(self.absolute_url(url))
+
+    @property
+    def circuits(self) -> dict[str, State]:
+        """The state of the breaker for each origin that was asked of late. From any thread."""
+        return self.exchange.states()
 
     # -- the end -------------------------------------------------------------------------------------------------
 
-    async def aclose(self) -> None:
-        """Close the connections; streams that still run break."""
-        if self._owns_http:
-            await self._http.aclose()
+    async def aclose(self, *, grace: float = 0.0) -> None:
+        """Begin nothing new, let what runs come to its end, then close the connections; what still runs breaks.
+
+        Cancellation: as if the grace were over.
+
+        Args:
+            grace: Seconds that streams and responses under way may take.
+        """
+        try:
+            await self.exchange.drain(grace)
+        finally:
+            if self._owns_http:
+                await self._http.aclose()
 
     async def __aenter__(self) -> Self:
         return self

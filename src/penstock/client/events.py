@@ -4,21 +4,47 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import random
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Generic, TypeVar, cast
+from http import HTTPStatus
+from typing import Any, Generic, Literal, TypeVar, cast
 
 from penstock.client import seam
+from penstock.client.cursor import INHERITED, Cursor
+from penstock.client.notices import Comment, Malformed, Replayed
 from penstock.client.request import Request
+from penstock.client.response import Response
 from penstock.client.stream import Decoder, ItemStream
-from penstock.errors import PenstockError
+from penstock.errors import InBandError, PenstockError, StatusError, StreamTruncated
+from penstock.resilience.reconnect import reconnect_pause
 from penstock.wire import headers as fields
 from penstock.wire import lines, ndjson, sse
+from penstock.wire.terminator import Failure, Terminator
 
 M = TypeVar("M")
 T = TypeVar("T")
 
 MAX_EVENT_BYTES = 16 * 1024 * 1024
+
+Reconnect = Literal["strict", "resilient", "never"]
+"""When an event stream is connected to again.
+
+=============  ===================  =========================  ====================
+ended by       strict               resilient                  never
+=============  ===================  =========================  ====================
+a clean end    connect again        the end                    the end
+204            the end              the end                    the end
+a break        connect again, with  go on after the last id;   raise
+               the last id if any   without one, raise
+5xx            raise                by the retry policy        by the retry policy,
+429, 408       raise                by the retry policy        before it has opened
+no connection  by the retry policy  by the retry policy        as above
+=============  ===================  =========================  ====================
+
+*strict* is a browser's EventSource: only a 200 is a stream, and only a 204 ends it. *resilient* takes a clean end for
+what it is, since an answer must not be asked for a second time.
+"""
 
 logger = logging.getLogger("penstock.client")
 
@@ -27,44 +53,244 @@ class _ServerSent(ItemStream[T]):
     """An event stream, whatever its events are made into; it knows its place by the last event's id."""
 
     accept = "text/event-stream"
-    _events: sse.Decoder | None = None
     max_event_bytes = MAX_EVENT_BYTES
 
-    def accepts(self, content_type: str) -> bool:
-        return fields.is_event_stream(content_type)
-
-    def resumed(self, request: Request) -> Request | None:
-        if self._events is None or not self._events.last_event_id:
-            return None
-        kept = tuple(pair for pair in request.headers if pair[0].lower() != "last-event-id")
-        return replace(request, headers=(*kept, ("Last-Event-ID", self._events.last_event_id)))
+    def __init__(
+        self,
+        *args: Any,
+        reconnect: Reconnect = "resilient",
+        terminator: Terminator | str | None = None,
+        last_event_id: str = "",
+        **keywords: Any,
+    ) -> None:
+        super().__init__(*args, **keywords)
+        if reconnect not in ("strict", "resilient", "never"):
+            raise ValueError(f'reconnect is "strict", "resilient" or "never", not {reconnect!r}')
+        self._reconnect: Reconnect = reconnect
+        self._terminator = Terminator.named(terminator) if isinstance(terminator, str) else terminator
+        self._cursor = Cursor()
+        self._id = last_event_id
+        self._retry_ms: int | None = None
+        self._events: _Events[T] | None = None
+        if last_event_id:
+            self._request = self.continued(self._request)
 
     @property
     def last_event_id(self) -> str:
         """The id that a resume would begin after, "" while there is none."""
-        return "" if self._events is None else self._events.last_event_id
+        return self._id if self._events is None else self._events.last_event_id
 
-    def _new_events(self) -> sse.Decoder:
-        self._events = sse.Decoder(last_event_id=self.last_event_id, max_event_bytes=self.max_event_bytes)
+    def convert(self, event: sse.Event) -> T:
+        """Make an item of an event.
+
+        Raises:
+            ValueError, TypeError, PenstockError: It is left out, and counts as failed.
+        """
+        return cast("T", event)
+
+    def in_band(self, failure: Failure) -> InBandError:
+        """The error for what the stream said when it failed."""
+        url = seam.shown(self._request.url)
+        return InBandError(
+            f"{url}: the stream says that it failed: {failure}",
+            url=url,
+            kind=failure.kind,
+            code=failure.code,
+            status=failure.status,
+            server_class=failure.server_class,
+            throttled=failure.throttled,
+        )
+
+    def replayed(self, count: int, *, first: bool) -> None:
+        """Report events that the server played again."""
+        assert self._tally is not None
+        self._tally.replayed += count
+        if first:
+            logger.warning(
+                "%s: the server ignores Last-Event-ID and plays the stream again; what was delivered is left out",
+                seam.shown(self._request.url),
+            )
+        self._notify(Replayed(count))
+
+    def malformed(self, event: sse.Event, reason: str) -> None:
+        """Report a payload that could not be made into an item."""
+        logger.warning(
+            "%s: an event does not fit its model and was left out: %s", seam.shown(self._request.url), reason
+        )
+        self._notify(Malformed(event, reason))
+
+    # -- what a kind of stream decides ---------------------------------------------------------------------------
+
+    def accepts(self, content_type: str) -> bool:
+        return fields.is_event_stream(content_type)
+
+    def accepts_status(self, status: int) -> bool:
+        if self._reconnect == "strict":
+            return status in (HTTPStatus.OK, HTTPStatus.NO_CONTENT)
+        return super().accepts_status(status)
+
+    def decoder(self) -> Decoder[T]:
+        self._events = _Events(self, self._terminator, self._cursor, self.last_event_id)
         return self._events
+
+    def continued(self, request: Request) -> Request:
+        kept = tuple(pair for pair in request.headers if pair[0].lower() != "last-event-id")
+        if self.last_event_id:
+            kept += (("Last-Event-ID", self.last_event_id),)
+        return replace(request, headers=kept)
+
+    def onward(self, request: Request, failure: PenstockError | None) -> Request | None:
+        if self._reconnect == "strict":
+            ended = self._over and failure is None
+            return None if ended or isinstance(failure, StatusError) else self.continued(request)
+        if self._reconnect == "never" and self._events is not None:
+            return None
+        if failure is not None and self.begun and self.last_event_id:
+            return self.continued(request)
+        return super().onward(request, failure)
+
+    def pause(self, failure: PenstockError | None, failures: int, asked: float) -> float:
+        retry_ms = self._retry_ms if self._events is None else self._events.retry_ms
+        maximum = self._retry.retry_after_maximum
+        if failure is None:
+            return reconnect_pause(self._retry.backoff, 0, retry_ms, random.random(), maximum)
+        return asked if retry_ms is None else max(asked, min(retry_ms / 1000, maximum))
+
+    def unfinished(self, response: Response) -> PenstockError | None:
+        terminator = self._terminator
+        if self._cursor.replaying:
+            why = "the server played the stream again from before the break, and ended before it came to the break"
+        elif terminator is not None and terminator.required:
+            why = f"the stream ended without {terminator.described}; what came may not be all"
+        else:
+            return super().unfinished(response)
+        return StreamTruncated(f"{response.url}: {why}", url=response.url)
+
+    def is_final(self, lack: PenstockError) -> bool:
+        return self._cursor.replaying or (self._terminator is not None and self._terminator.required)
+
+    @property
+    def place(self) -> str:
+        return self.last_event_id
+
+
+class _Events(Generic[T]):
+    """One connection's events, made into items.
+
+    What has to be looked at only now and then, such as a replay after a resume, stands aside of the short way.
+    """
+
+    def __init__(
+        self, stream: _ServerSent[T], terminator: Terminator | None, cursor: Cursor, last_event_id: str
+    ) -> None:
+        self._stream = stream
+        self._cursor = cursor
+        self._judge = None if terminator is None or terminator == Terminator.named("none") else terminator.judge
+        self._terminator = terminator
+        self._resumed_at = last_event_id
+        self._inherits = bool(last_event_id)
+        self._plain = type(stream).convert is _ServerSent.convert
+        self._refused = 0
+        self._before = stream._retry_ms
+        cursor.resume(last_event_id)
+        notify = stream._notify
+        self._decoder = sse.Decoder(
+            last_event_id=INHERITED if last_event_id else "",
+            max_event_bytes=stream.max_event_bytes,
+            on_comment=(lambda text: notify(Comment(text))) if stream._asked else None,
+        )
+        self._feed = self._decoder.feed
+
+    @property
+    def last_event_id(self) -> str:
+        """As of the last event that was dispatched, over all connections."""
+        id_ = self._decoder.last_event_id
+        return self._resumed_at if id_ == INHERITED else id_
+
+    @property
+    def retry_ms(self) -> int | None:
+        """The reconnection time that the server last asked for, over all connections."""
+        return self._before if self._decoder.retry_ms is None else self._decoder.retry_ms
+
+    @property
+    def dropped(self) -> int:
+        return self._decoder.dropped + self._refused
+
+    def feed(self, data: bytes, /) -> list[T]:
+        events = self._feed(data)
+        if not events:
+            return cast("list[T]", events)
+        if self._inherits:
+            events = self._resumed(events)
+        if self._judge is not None:
+            events = self._judged(events)
+        if events:
+            self._cursor.passed(events)
+        return cast("list[T]", events) if self._plain else self._converted(events)
+
+    def close(self) -> list[T]:
+        self._decoder.close()
+        self._stream._retry_ms = self.retry_ms
+        return []
+
+    def _resumed(self, events: list[sse.Event]) -> list[sse.Event]:
+        """The first events after a resume: less a replay, and with the id that they inherit."""
+        cursor = self._cursor
+        if cursor.resuming:
+            count = len(events)
+            events = cursor.fresh(events)
+            left_out = count - len(events)
+            if left_out:
+                self._stream.replayed(left_out, first=cursor.skipped == left_out)
+        if events and events[0].id == INHERITED:
+            events = cursor.own(events)
+        self._inherits = cursor.resuming or self._decoder.last_event_id == INHERITED
+        return events
+
+    def _judged(self, events: list[sse.Event]) -> list[sse.Event]:
+        """The events up to the stream's own end, which is told to the stream."""
+        judge = self._judge
+        assert judge is not None
+        for index, event in enumerate(events):
+            judgement = judge(event)
+            if judgement == "content":
+                continue
+            if judgement == "end":
+                self._stream.end()
+                mark = self._terminator is not None and self._terminator.is_mark(event)
+                return events[:index] if mark and not self._plain else events[: index + 1]
+            if isinstance(judgement, Failure):
+                self._stream.end(self._stream.in_band(judgement))
+                return events[:index]
+        return events
+
+    def _converted(self, events: list[sse.Event]) -> list[T]:
+        values: list[T] = []
+        for event in events:
+            try:
+                values.append(self._stream.convert(event))
+            except (ValueError, TypeError, PenstockError) as error:
+                self._refused += 1
+                self._stream.malformed(event, str(error).partition("\n")[0])
+        return values
 
 
 class EventStream(_ServerSent[sse.Event]):
     """Server-sent events as they arrive."""
 
-    def decoder(self) -> Decoder[sse.Event]:
-        return self._new_events()
-
 
 class ModelStream(_ServerSent[M], Generic[M]):
-    """Server-sent events as values of a model; a payload that the model refuses counts as failed and is reported."""
+    """Server-sent events as values of a model; a payload that the model refuses counts as failed and is reported.
+
+    The mark that ends a stream, such as ``[DONE]``, is no payload.
+    """
 
     def __init__(self, *args: Any, model: Callable[..., M], **keywords: Any) -> None:
         super().__init__(*args, **keywords)
         self._parse = parser(model)
 
-    def decoder(self) -> Decoder[M]:
-        return _ModelDecoder(self._new_events(), self._parse, seam.shown(self._request.url))
+    def convert(self, event: sse.Event) -> M:
+        return self._parse(event)
 
 
 class RecordStream(ItemStream[Any]):
@@ -104,8 +330,8 @@ class AnyStream(_ServerSent[Any]):
 
     def decoder(self) -> Decoder[Any]:
         if fields.is_event_stream(self._content_type):
-            return self._new_events()
-        self._events = None
+            return super().decoder()
+        self._terminator = None  # what other streams do not know, they do not lack
         if fields.is_ndjson(self._content_type):
             return ndjson.Decoder(max_record_bytes=MAX_EVENT_BYTES)
         return _TextLines()
@@ -121,35 +347,6 @@ class _TextLines:
 
     def close(self) -> list[str]:
         return [line.decode("utf-8", "replace") for line in self._lines.close()]
-
-
-class _ModelDecoder(Generic[M]):
-    def __init__(self, events: sse.Decoder, parse: Callable[[sse.Event], M], url: str) -> None:
-        self._events = events
-        self._parse = parse
-        self._url = url
-        self._refused = 0
-
-    @property
-    def dropped(self) -> int:
-        return self._events.dropped + self._refused
-
-    def feed(self, data: bytes, /) -> list[M]:
-        return self._parsed(self._events.feed(data))
-
-    def close(self) -> list[M]:
-        return self._parsed(self._events.close())
-
-    def _parsed(self, events: list[sse.Event]) -> list[M]:
-        values = []
-        for event in events:
-            try:
-                values.append(self._parse(event))
-            except (ValueError, TypeError, PenstockError) as error:
-                self._refused += 1
-                reason = str(error).partition("\n")[0]
-                logger.warning("%s: an event does not fit its model and was left out: %s", self._url, reason)
-        return values
 
 
 def parser(model: Callable[..., M]) -> Callable[[sse.Event], M]:

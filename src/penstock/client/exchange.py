@@ -8,11 +8,12 @@ status that already tells how the server is, at the headers.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
-from http import HTTPStatus
 from typing import cast
 
 import httpx2
@@ -29,34 +30,116 @@ from penstock.errors import (
     ReadTimeout,
     RetriesExhausted,
     StreamError,
-    StreamTruncated,
 )
-from penstock.resilience.breaker import Breaker, Circuit, Permit
+from penstock.resilience.breaker import Breaker, Circuit, Permit, State
+from penstock.resilience.budget import Budget, RetryBudget
+from penstock.resilience.circuits import Circuits
 from penstock.resilience.classify import verdict
 from penstock.resilience.retry import Retry
 
 MAX_REDIRECTS = 20
 
 # Left behind when a redirect leads to another origin: whoever answers there was not meant to have them.
-CREDENTIALS = ("authorization", "cookie", "proxy-authorization", "x-api-key", "api-key")
+CREDENTIALS = (
+    "authorization",
+    "cookie",
+    "proxy-authorization",
+    "x-api-key",
+    "api-key",
+    "x-goog-api-key",
+    "x-auth-token",
+)
+
+SPENT = ", for the client's retry budget is spent"
+
+Judge = Callable[[End], PenstockError | None]
+
+logger = logging.getLogger("penstock.client")
 
 
 class Exchange:
-    """What the attempts of one client share: the connections, the middleware, a circuit per origin."""
+    """What the attempts of one client share: the connections, the middleware, a circuit per origin, a retry budget."""
 
-    def __init__(self, http: httpx2.AsyncClient, breaker: Breaker | None, headers: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        http: httpx2.AsyncClient,
+        breaker: Breaker | None,
+        headers: Mapping[str, str],
+        budget: RetryBudget | None = None,
+    ) -> None:
         self.http = http
         self._headers = headers
         self.middleware: list[Middleware] = []
-        self._breaker = breaker
-        self._circuits: dict[str, Circuit] = {}
-        self._last_failure: dict[str, str] = {}
+        self._circuits = None if breaker is None else Circuits(_guarded(breaker))
+        self._budget = None if budget is None else Budget(budget)
+        self._running: set[object] = set()
+        self._idle: asyncio.Event | None = None
+        self.closing = False
 
-    def circuit(self, url: str) -> Circuit | None:
-        """The circuit of the URL's origin; None when the client has no breaker."""
-        if self._breaker is None:
+    # -- circuits and budget -------------------------------------------------------------------------------------
+
+    def state(self, url: str) -> State | None:
+        """The state of the circuit of the URL's origin; None when the client has no breaker. From any thread."""
+        if self._circuits is None:
             return None
-        return self._circuits.setdefault(seam.origin_of(url), Circuit(self._breaker))
+        return self._circuits.state(seam.origin_of(url))
+
+    def states(self) -> dict[str, State]:
+        """The state of every circuit that is remembered, by origin. From any thread."""
+        return {} if self._circuits is None else self._circuits.snapshot()
+
+    def may_retry(self, retry: Retry) -> bool:
+        """Take one retry from the client's budget, unless that or the policy has none."""
+        return self._budget is None or retry.budget is None or self._budget.withdraw(time.monotonic())
+
+    def would_refuse(self, url: str, pause: float) -> CircuitOpenError | None:
+        """The breaker's refusal of an attempt after that pause; None if it would let it through.
+
+        A retry that would meet an open breaker is not worth waiting for.
+        """
+        if self._circuits is None:
+            return None
+        circuit = self._circuits.circuit(seam.origin_of(url), time.monotonic())
+        return self._circuit_open(circuit) if circuit.retry_after(time.monotonic()) > pause else None
+
+    # -- what runs -----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def running(self, what: object) -> Iterator[None]:
+        """While it is entered, a graceful end waits for it.
+
+        Raises:
+            RuntimeError: The client is closed, or closing.
+        """
+        self._check_open()
+        self._running.add(what)
+        try:
+            yield
+        finally:
+            self._ended(what)
+
+    def _check_open(self) -> None:
+        if self.closing:
+            raise RuntimeError("the client was closed: make another")
+
+    def _ended(self, what: object) -> None:
+        self._running.discard(what)
+        if self._idle is not None and not self._running:
+            self._idle.set()
+
+    async def drain(self, grace: float) -> None:
+        """Let nothing new begin, and wait for what runs to end, at most so long [s]."""
+        self.closing = True
+        self._idle = asyncio.Event()
+        if not self._running or grace <= 0:
+            return
+        try:
+            async with asyncio.timeout(grace):
+                await self._idle.wait()
+        except TimeoutError:
+            pass
+
+    # -- attempts ------------------------------------------------------------------------------------------------
 
     async def send(self, request: Request, retry: Retry, deadline: float | None) -> Response:
         """Send until a response comes that is worth returning; any status may be that response's.
@@ -84,86 +167,78 @@ class Exchange:
             pause = None
             if request.body is None or request.body.replayable:
                 pause = retry_pause(retry, failure, request.attempt, may_repeat=may_repeat)
-            if pause is None or not within(deadline, pause):
+            if pause is None or self.closing or not within(deadline, pause):
                 if refused is not None:
                     return refused
                 raise exhausted(failure, request.attempt) from failure.__cause__
+            if (closed := self.would_refuse(request.url, pause)) is None and not self.may_retry(retry):
+                if refused is not None:
+                    return refused
+                raise exhausted(failure, request.attempt, SPENT) from failure.__cause__
             if refused is not None:
                 await refused.aclose()
-            if (closed := self.would_refuse(request.url, pause)) is not None:
+            if closed is not None:
                 raise closed from failure
             await asyncio.sleep(pause)
             request = replace(request, attempt=request.attempt + 1)
 
-    def would_refuse(self, url: str, pause: float) -> CircuitOpenError | None:
-        """The breaker's refusal of an attempt after that pause; None if it would let it through.
-
-        A retry that would meet an open breaker is not worth waiting for.
-        """
-        circuit = self.circuit(url)
-        if circuit is None or circuit.retry_after(time.monotonic()) <= pause:
-            return None
-        return self._circuit_open(circuit, seam.origin_of(url))
-
-    async def attempt(self, request: Request, deadline: float | None, *, expect_body: bool = False) -> Response:
+    async def attempt(self, request: Request, deadline: float | None, *, judge: Judge | None = None) -> Response:
         """Make one attempt, through the breaker and the middleware.
 
         Args:
             request: What to send.
             deadline: The instant of the loop's clock by which the body must have ended.
-            expect_body: Whether a complete body with nothing in it speaks against the server.
+            judge: Says what the end of the body means to the breaker, where that is more than its framing tells.
         """
-        circuit = self.circuit(request.url)
-        if circuit is None:
+        self._check_open()
+        if request.attempt == 1 and self._budget is not None:
+            self._budget.request(time.monotonic())
+        response = await self._guarded_attempt(request, deadline, judge)
+        self._running.add(response)
+        response.on_end(lambda end: self._ended(response))
+        return response
+
+    async def _guarded_attempt(self, request: Request, deadline: float | None, judge: Judge | None) -> Response:
+        if self._circuits is None:
             return await self._through_middleware(request, deadline)
         origin = seam.origin_of(request.url)
+        circuit = self._circuits.circuit(origin, time.monotonic())
         permit = circuit.take(time.monotonic())
         if permit is None:
-            raise self._circuit_open(circuit, origin)
+            raise self._circuit_open(circuit)
         try:
             response = await self._through_middleware(request, deadline)
         except PenstockError as error:
             if error.url is not None and seam.origin_of(error.url) != origin:
                 circuit.release(permit)  # the request's own body failed: that says nothing about this server
             else:
-                self._settle(circuit, permit, origin, error)
+                _settle(circuit, permit, error)
             raise
         except BaseException:
             circuit.release(permit)
             raise
         if response.status >= 400:
-            self._settle(circuit, permit, origin, response.status_error())
+            _settle(circuit, permit, response.status_error())
             return response
 
         def at_end(end: End) -> None:
             if end.reason == "cancelled":
                 circuit.release(permit)
-            elif end.reason == "complete" and end.bytes == 0 and expect_body and response.status == HTTPStatus.OK:
-                empty = StreamTruncated(f"{response.url}: a {response.status} with nothing in it", url=response.url)
-                self._settle(circuit, permit, origin, empty)
             else:
-                self._settle(circuit, permit, origin, end.error)
+                _settle(circuit, permit, end.error if judge is None else judge(end))
 
         response.on_first_byte(lambda: circuit.began(permit))
         response.on_end(at_end)
         return response
 
-    def _settle(self, circuit: Circuit, permit: Permit, origin: str, error: PenstockError | None) -> None:
-        judgement = verdict(error)
-        if judgement == "failure":
-            self._last_failure[origin] = str(error)
-        circuit.settle(permit, judgement, time.monotonic())
-
-    def _circuit_open(self, circuit: Circuit, origin: str) -> CircuitOpenError:
+    def _circuit_open(self, circuit: Circuit) -> CircuitOpenError:
         wait = circuit.retry_after(time.monotonic())
-        count = circuit.failures
-        why = self._last_failure.get(origin, "unknown")
         then = f"the next attempt is allowed in {wait:.0f} s" if wait else "a probe is under way"
         return CircuitOpenError(
-            f"circuit breaker open for {origin} after {count} failure{'' if count == 1 else 's'} in a row "
-            f"(the last: {why}); {then}",
+            f"circuit breaker open for {circuit.origin} after {circuit.opened_by} "
+            f"(the last: {circuit.last_failure}); {then}",
             retry_after=wait,
-            url=origin,
+            url=circuit.origin,
         )
 
     # -- one attempt ---------------------------------------------------------------------------------------------
@@ -343,10 +418,28 @@ def within(deadline: float | None, pause: float) -> bool:
     return deadline is None or asyncio.get_running_loop().time() + pause < deadline
 
 
-def exhausted(failure: PenstockError, attempts: int) -> PenstockError:
-    """The error to raise after the last attempt: the failure itself when there was only one."""
-    if attempts == 1 or isinstance(failure, CircuitOpenError):
+def exhausted(failure: PenstockError, attempts: int, why: str = "") -> PenstockError:
+    """The error to raise after the last attempt: the failure itself when there was only one and nothing else to say."""
+    if isinstance(failure, CircuitOpenError) or (attempts == 1 and not why):
         return failure
-    return RetriesExhausted(
-        f"gave up after {attempts} attempts: {failure}", attempts=attempts, last=failure, url=failure.url
-    )
+    times = f"{attempts} attempt{'' if attempts == 1 else 's'}"
+    return RetriesExhausted(f"gave up after {times}{why}: {failure}", attempts=attempts, last=failure, url=failure.url)
+
+
+def _settle(circuit: Circuit, permit: Permit, error: PenstockError | None) -> None:
+    circuit.settle(permit, verdict(error), time.monotonic(), failure=str(error))
+
+
+def _guarded(breaker: Breaker) -> Breaker:
+    """The same, but what the listener raises is logged: it must not take the place of what happened to a request."""
+    told = breaker.on_change
+    if told is None:
+        return breaker
+
+    def on_change(origin: str, before: State, after: State) -> None:
+        try:
+            told(origin, before, after)
+        except Exception:
+            logger.exception("the listener to the breaker of %s failed", origin)
+
+    return replace(breaker, on_change=on_change)

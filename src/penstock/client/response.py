@@ -68,6 +68,9 @@ class Response:
         self._source: AsyncGenerator[bytes, None] | None = None
         self._started_at = started_at
         self._deadline = deadline
+        self._content_by: float | None = None
+        self._content_patience: float | None = None
+        self._concluded = False
         self._callbacks: list[Callable[[End], None]] = []
         self._on_first: Callable[[], None] | None = None
         self.end: End | None = None
@@ -306,7 +309,26 @@ class Response:
 
     def _be_patient(self, exchange: Exchange) -> None:
         timeout = self.request.timeout
-        exchange.allow(Patience(first=timeout.first_event, between=timeout.between_events), self._deadline)
+        exchange.allow(Patience(first=timeout.first_event, between=timeout.between_events), self._until)
+
+    def expect_content(self, by: float | None, patience: float | None) -> None:
+        """Wait for the body until an instant of the loop's clock, whatever comes of it; None for as long as before.
+
+        For who knows what is content, and calls this whenever it has come. Not while a read waits.
+
+        Args:
+            by: The instant.
+            patience: The seconds that it stands for, for the error's words.
+        """
+        self._content_by, self._content_patience = by, patience
+        if self._exchange is not None:
+            self._be_patient(self._exchange)
+
+    @property
+    def _until(self) -> float | None:
+        if self._content_by is None or self._deadline is None:
+            return self._deadline if self._content_by is None else self._content_by
+        return min(self._content_by, self._deadline)
 
     def _from_httpx2(self, source: AsyncGenerator[bytes, None]) -> Callable[[], Awaitable[bytes]]:
         """Reads from any other transport, each with a timer: it stands still while our own reader is busy."""
@@ -316,7 +338,7 @@ class Response:
 
         async def read() -> bytes:
             patience = timeout.between_events if self.bytes_received else timeout.first_event
-            timer = asyncio.timeout_at(_earlier(loop.time(), patience, self._deadline))
+            timer = asyncio.timeout_at(_earlier(loop.time(), patience, self._until))
             try:
                 async with timer:
                     return await anext(source, b"")
@@ -366,6 +388,10 @@ class Response:
         after = f"after {self.bytes_received:,} bytes"
         if self._deadline is not None and now >= self._deadline:
             return f"not finished within the total timeout of {timeout.total:g} s ({after})"
+        if self._content_by is not None and now >= self._content_by:
+            return (
+                f"nothing but signs of life for {self._content_patience:g} s {after}; allow more with a longer timeout"
+            )
         patience = timeout.between_events if self.bytes_received else timeout.first_event
         return f"the stream went silent for {patience:g} s {after}; allow more with a longer timeout"
 
@@ -400,6 +426,27 @@ class Response:
                 pass  # another task is waiting in it: closing the connection below wakes that one up
         await self._close("cancelled")
 
+    async def conclude(self, *, within: float = 0.5) -> None:
+        """All that matters has come: end the response as complete.
+
+        The rest of the body is waited for, for a moment, since a connection that saw its end can be used again.
+        """
+        self._concluded = True
+        body = self._body if self._decoded is None else self._decoded
+        try:
+            async with asyncio.timeout(within):
+                if body is None:
+                    body = self.raw()
+                async for _ in body:
+                    pass
+        except (PenstockError, TimeoutError, RuntimeError):
+            pass  # whatever it was, it is not missed
+        await self._close("complete")
+
+    async def fail(self, error: PenstockError) -> None:
+        """The body says that it failed: end the response so, without waiting for the rest."""
+        await self._close("failed", error)
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -413,6 +460,8 @@ class Response:
     ) -> None:
         if self.end is not None:
             return
+        if self._concluded:
+            reason, error = "complete", None
         seconds = asyncio.get_running_loop().time() - self._started_at
         self.end = End(reason, self.bytes_received, seconds, error)
         try:

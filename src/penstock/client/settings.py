@@ -11,18 +11,22 @@ class Timeout:
     """Seconds to wait for each phase of a streamed exchange; None waits for ever.
 
     Those for events stand still while the caller is not reading: they measure the peer, not us. The total does not.
+    Any byte of the peer's is a sign of life to them, a keep-alive too, unless `content_only` says that only items are:
+    then a server is found out that keeps its connection alive and does nothing else.
 
     Attributes:
         connect: To a connection, TLS included.
         first_event: From the request's last byte to the response's headers, and from there to the first byte.
         between_events: From one piece of the body to the next.
         total: From the first attempt to the last byte, retries and pauses included.
+        content_only: Whether comments, pings and other bytes that bring no item do not count for the events' timers.
     """
 
     connect: float | None = 5.0
     first_event: float | None = 30.0
     between_events: float | None = 60.0
     total: float | None = None
+    content_only: bool = False
 
     def __post_init__(self) -> None:
         for name in ("connect", "first_event", "between_events", "total"):

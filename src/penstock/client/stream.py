@@ -4,34 +4,47 @@
 asked-for kind, feed the bytes to a decoder, hand out what it gives, and when something breaks ask the retry policy.
 
 Nothing that has begun to arrive is played again. Before the first item a broken attempt may be repeated; after it
-only a *resume* may go on, and only a decoder that knows its place (an event stream with ids) can offer one.
+only a *resume* may go on, and only a decoder that knows its place (an event stream with ids) can offer one; unless the
+caller prefers to have it from the beginning again (``Retry(after_first_event="restart")``).
+
+Failures are counted in a row: an item that arrives begins the count anew, so that a stream of hours may break more
+often than ``retries``, and one that never gets on is given up. What all the streams of a client may spend on it is the
+budget's.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from types import TracebackType
 from typing import Generic, Protocol, Self, TypeVar
 
+import anyio
+
 from penstock.client import exchange, seam
 from penstock.client.exchange import Exchange
 from penstock.client.metrics import Metrics, Tally
+from penstock.client.notices import Connected, Interrupted, OnNotice, Reconnecting
 from penstock.client.request import Request
-from penstock.client.response import Response
+from penstock.client.response import End, Response
 from penstock.errors import (
     ContentTypeError,
+    DecodeError,
     LimitExceeded,
     PenstockError,
+    RetriesExhausted,
     StreamError,
+    StreamTruncated,
 )
+from penstock.resilience.classify import cause
 from penstock.resilience.retry import Retry
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 MAX_COLLECTED_BYTES = 64 * 1024 * 1024
 
@@ -71,7 +84,7 @@ class ItemStream(Generic[T]):
     """Items as they arrive. Use as ``async with`` and iterate; leaving early cancels the request.
 
     Subclasses say what a stream of theirs is (`accepts`), how its bytes become items (`decoder`), and how a broken one
-    goes on (`resumed`).
+    goes on (`onward`).
 
     Attributes:
         response: The response being read; None before the first attempt was answered.
@@ -85,16 +98,23 @@ class ItemStream(Generic[T]):
         request: Request,
         retry: Retry,
         *,
-        on_metrics: Callable[[Metrics], None] | None = None,
-        on_retry: Callable[[PenstockError, int, float], None] | None = None,
+        on_end: Callable[[Tally], None] | None = None,
+        on_notice: OnNotice | None = None,
     ) -> None:
         self._exchange = shared
         self._request = request
         self._retry = retry
-        self._on_metrics = on_metrics
-        self._on_retry = on_retry
+        self._on_end = on_end
+        self._asked = on_notice is not None
+        self._notify = on_notice or _nobody
         self._tally: Tally | None = None
+        self._source: AsyncGenerator[list[T], None] | None = None
         self._items: AsyncGenerator[T, None] | None = None
+        self._waiting: anyio.CancelScope | None = None
+        self._stopped = False
+        self._restarting = False
+        self._over = False
+        self._fault: PenstockError | None = None
         self.response: Response | None = None
 
     # -- what a kind of stream decides ---------------------------------------------------------------------------
@@ -104,12 +124,60 @@ class ItemStream(Generic[T]):
         raise NotImplementedError
 
     def decoder(self) -> Decoder[T]:
-        """A new decoder for a new body."""
+        """A new decoder for a new body.
+
+        One that knows the end of its protocol calls `end` when it has seen it.
+        """
         raise NotImplementedError
 
-    def resumed(self, request: Request) -> Request | None:
-        """The request that goes on after the last item; None where there is no way."""
+    def accepts_status(self, status: int) -> bool:
+        """Whether a response of this status may be such a stream; what a redirect that leads nowhere says is none."""
+        return 200 <= status < 300
+
+    def continued(self, request: Request) -> Request:
+        """The request that goes on from where the stream stands."""
+        return request
+
+    def onward(self, request: Request, failure: PenstockError | None) -> Request | None:
+        """The request that goes on after a failure, or with None after a clean end; None where there is no way."""
+        if failure is None:
+            return None
+        return request if not self.begun or self._retry.after_first_event == "restart" else None
+
+    def pause(self, failure: PenstockError | None, failures: int, asked: float) -> float:
+        """Seconds before the next attempt.
+
+        Args:
+            failure: What ended the last one; None for a clean end.
+            failures: Failures in a row.
+            asked: What the retry policy asks for.
+        """
+        return asked
+
+    def unfinished(self, response: Response) -> PenstockError | None:
+        """What a body that came whole lacks all the same, by the stream's own protocol."""
+        if response.bytes_received == 0 and response.status == HTTPStatus.OK:
+            return StreamTruncated(f"{response.url}: a {response.status} with nothing in it", url=response.url)
         return None
+
+    def is_final(self, lack: PenstockError) -> bool:
+        """Whether what `unfinished` says is the reader's to know, and not only the breaker's."""
+        return False
+
+    @property
+    def place(self) -> str:
+        """Where the stream would go on, in words for a notice."""
+        return ""
+
+    @property
+    def begun(self) -> bool:
+        """Whether an item has come."""
+        return self._tally is not None and self._tally.first_at is not None
+
+    def end(self, fault: PenstockError | None = None) -> None:
+        """The decoder's: the stream's protocol says that this is all, or that it failed. What follows is not read."""
+        self._over = True
+        self._fault = fault
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -130,19 +198,50 @@ class ItemStream(Generic[T]):
 
     def __aiter__(self) -> AsyncIterator[T]:
         if self._items is None:
-            self._items = self._run()
+            self._items = self._each()
         return self._items
 
-    async def aclose(self) -> None:
-        """Stop reading and let go of the connection. Safe to call twice."""
-        if self._items is not None:
-            await self._items.aclose()
+    async def next_batch(self) -> list[T]:
+        """The items that the next read brings, at least one; [] at the end. For who reads from elsewhere.
 
-    async def collect(self, *, max_items: int | None = None, max_bytes: int = MAX_COLLECTED_BYTES) -> Collected[T]:
+        Raises as iterating does. Not to be mixed with it.
+        """
+        batch: list[T] = await anext(self._batches(), [])
+        if self._tally is not None:
+            self._tally.total += len(batch)
+        return batch
+
+    async def aclose(self) -> None:
+        """Stop reading and let go of the connection. Safe to call twice, and while another task reads.
+
+        That task gets a `StreamError`: an iteration that ends quietly means that all came.
+        """
+        self._stopped = True
+        for generator in (self._items, self._source):
+            if generator is None:
+                continue
+            try:
+                await generator.aclose()
+            except RuntimeError:  # another task waits in it
+                await self._wake()
+
+    async def restart(self) -> None:
+        """Let go of the connection and make another at once, from where the stream stands. It is no failure."""
+        self._restarting = True
+        await self._wake()
+
+    async def _wake(self) -> None:
+        """Whoever waits for a response, for its body or for a pause to end waits no longer."""
+        if self._waiting is not None:
+            self._waiting.cancel()
+        elif self.response is not None:
+            await self.response.aclose()
+
+    async def collect(self, *, max_events: int | None = None, max_bytes: int = MAX_COLLECTED_BYTES) -> Collected[T]:
         """Read to the end and keep everything.
 
         Raises:
-            LimitExceeded: More than max_items, or a body over max_bytes; what had come is in `collected`.
+            LimitExceeded: More than max_events, or a body over max_bytes; what had come is in `collected`.
             StreamError: The stream broke; what had come is in `collected`.
         """
         items: list[T] = []
@@ -150,14 +249,14 @@ class ItemStream(Generic[T]):
             async with self:
                 async for item in self:
                     items.append(item)
-                    if max_items is not None and len(items) > max_items:
-                        raise self._too_much("max_items", max_items, items)
+                    if max_events is not None and len(items) > max_events:
+                        raise self._too_much("max_events", max_events, items)
                     if self._tally is not None and self._tally.bytes > max_bytes:
                         raise self._too_much("max_bytes", max_bytes, items)
         except PenstockError as error:
             # The stream's own error may stand behind what became of mending it.
             for broken in (error, getattr(error, "last", None), error.__cause__):
-                if isinstance(broken, StreamError):
+                if isinstance(broken, StreamError | RetriesExhausted):
                     broken.collected = items
             raise
         return Collected(items, self.metrics)
@@ -173,75 +272,194 @@ class ItemStream(Generic[T]):
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
-    async def _run(self) -> AsyncGenerator[T, None]:
+    async def _each(self) -> AsyncGenerator[T, None]:
+        async with aclosing(self._batches()) as batches:
+            async for batch in batches:
+                tally = self._tally
+                assert tally is not None
+                for item in batch:
+                    tally.total += 1
+                    yield item
+
+    def _batches(self) -> AsyncGenerator[list[T], None]:
+        if self._source is None:
+            self._source = self._run()
+        return self._source
+
+    async def _run(self) -> AsyncGenerator[list[T], None]:
+        if self._stopped:
+            raise RuntimeError("the stream was closed before it was read")
         tally = self._tally = Tally(time.monotonic())
-        total = self._request.timeout.total
-        deadline = None if total is None else asyncio.get_running_loop().time() + total
         request = exchange.outgoing(self._request)
-        repeatable = self._retry.may_repeat(request.method, has_key=request.has_header("idempotency-key"))
         try:
-            while True:
-                try:
-                    async with aclosing(self._attempt(request, deadline, tally)) as batches:
-                        async for batch in batches:
-                            if tally.first_at is None:
-                                tally.first_at = time.monotonic()
-                            for item in batch:
-                                tally.total += 1
-                                yield item
-                    tally.stop(time.monotonic(), "complete")
-                    return
-                except PenstockError as error:
-                    failure = error if error.url is not None else seam.located(error, request.url)
-                onward = request if tally.first_at is None else self.resumed(request)
-                pause = None
-                if onward is not None and (onward.body is None or onward.body.replayable):
-                    pause = exchange.retry_pause(self._retry, failure, request.attempt, may_repeat=repeatable)
-                if onward is None or pause is None or not exchange.within(deadline, pause):
-                    raise exchange.exhausted(failure, request.attempt) from failure.__cause__
-                if (refused := self._exchange.would_refuse(request.url, pause)) is not None:
-                    raise refused from failure
-                tally.retries += 1
-                tally.reconnects += tally.first_at is not None
-                request = replace(onward, attempt=request.attempt + 1)
-                if self._on_retry is not None:
-                    self._on_retry(failure, request.attempt, pause)
-                await asyncio.sleep(pause)
-        except Exception:
-            tally.stop(time.monotonic(), "failed")
+            with self._exchange.running(self):
+                async with aclosing(self._attempts(request, tally)) as batches:
+                    async for batch in batches:
+                        tally.arrived(time.monotonic())
+                        yield batch
+            tally.stop(time.monotonic(), "complete")
+        except Exception as error:
+            tally.stop(time.monotonic(), "failed", cause(error) if isinstance(error, PenstockError) else "other")
             raise
         finally:
             tally.stop(time.monotonic(), "cancelled")
-            if self._on_metrics is not None:
-                self._on_metrics(tally.snapshot(time.monotonic()))
+            state = self._exchange.state(request.url)
+            tally.breaker = "" if state is None else state.value
+            if self._on_end is not None:
+                self._on_end(tally)
+
+    async def _attempts(self, request: Request, tally: Tally) -> AsyncGenerator[list[T], None]:
+        """Attempt after attempt, as long as there is a way on."""
+        total = request.timeout.total
+        deadline = None if total is None else asyncio.get_running_loop().time() + total
+        failures = 0
+        while True:
+            failure: PenstockError | None = None
+            self._restarting = False
+            before = tally.last_at
+            try:
+                async with aclosing(self._attempt(request, deadline, tally)) as batches:
+                    async for batch in batches:
+                        yield batch
+            except PenstockError as error:
+                failure = error if error.url is not None else seam.located(error, request.url)
+            if self._stopped:
+                url = seam.shown(request.url)
+                raise StreamError(f"{url}: the stream was closed while it was being read", url=url) from failure
+            if tally.last_at != before:
+                failures = 0
+            onward: Request | None
+            if self._restarting:
+                onward, pause, failure = self.continued(request), 0.0, None
+            else:
+                onward = self.onward(request, failure)
+                if failure is not None:
+                    failures += 1
+                    self._notify(Interrupted(failure))
+                elif onward is None:
+                    return
+                onward, pause = self._next(request, onward, failure, failures, deadline)
+            tally.retries += 1
+            tally.reconnects += self.begun
+            tally.restarts += self.begun and not self.place
+            request = replace(onward, attempt=request.attempt + 1)
+            self._notify(Reconnecting(request.attempt, pause, failure, self.place))
+            await self._interruptibly(asyncio.sleep(pause))
+
+    async def _interruptibly(self, work: Awaitable[R]) -> R | None:
+        """Wait for it, until somebody calls `_wake`: then it is cancelled, and None."""
+        with anyio.CancelScope() as self._waiting:
+            try:
+                return await work
+            finally:
+                self._waiting = None
+        return None
+
+    def _next(
+        self,
+        request: Request,
+        onward: Request | None,
+        failure: PenstockError | None,
+        failures: int,
+        deadline: float | None,
+    ) -> tuple[Request, float]:
+        """The request that goes on, and after what pause.
+
+        Raises:
+            PenstockError: There is no way on, or none that is worth it.
+        """
+        pause: float | None = 0.0
+        if failure is not None:
+            may_repeat = self._retry.may_repeat(request.method, has_key=request.has_header("idempotency-key"))
+            pause = exchange.retry_pause(self._retry, failure, failures, may_repeat=may_repeat)
+        if onward is None or pause is None or (onward.body is not None and not onward.body.replayable):
+            raise self._given_up(failure, request)
+        pause = self.pause(failure, failures, pause)
+        if self._exchange.closing or not exchange.within(deadline, pause):
+            raise self._given_up(failure, request)
+        if (refused := self._exchange.would_refuse(request.url, pause)) is not None:
+            raise refused from failure
+        if not self._exchange.may_retry(self._retry):
+            raise self._given_up(failure, request, exchange.SPENT)
+        return onward, pause
+
+    def _given_up(self, failure: PenstockError | None, request: Request, why: str = "") -> PenstockError:
+        if failure is None:  # a clean end that was to be followed by another connection
+            url = seam.shown(request.url)
+            failure = StreamTruncated(f"{url}: the stream ended, and there is no time to connect again{why}", url=url)
+        error = exchange.exhausted(failure, request.attempt, why)
+        error.__cause__ = failure.__cause__
+        return error
 
     async def _attempt(self, request: Request, deadline: float | None, tally: Tally) -> AsyncGenerator[list[T], None]:
         """One attempt's items, in batches as the reads of the body completed them."""
-        async with await self._exchange.attempt(request, deadline, expect_body=True) as response:
-            self.response = response
-            if not 200 <= response.status < 300:  # what a redirect that leads nowhere says is no stream either
+        self._over, self._fault, self.response = False, None, None
+        opening = self._exchange.attempt(request, deadline, judge=self._judge)
+        self.response = await self._interruptibly(opening)
+        if self.response is None:
+            return
+        async with self.response as response:
+            if self._stopped or self._restarting:
+                return
+            if not self.accepts_status(response.status):
                 raise response.status_error(await response.beginning())
             if response.status in (HTTPStatus.NO_CONTENT, HTTPStatus.RESET_CONTENT):
+                self._over = True
+                await response.conclude()
                 return
             if not self.accepts(response.content_type):
                 raise self._wrong_type(response)
             decoder = self.decoder()
+            self._notify(Connected(response, request.attempt))
             before = tally.bytes
+            loop = asyncio.get_running_loop()
+            patience = request.timeout.first_event if request.timeout.content_only else None
+            if patience is not None:
+                response.expect_content(loop.time() + patience, patience)
             try:
                 async for data in response:
                     tally.bytes = before + response.bytes_received
-                    if items := decoder.feed(data):
+                    items = decoder.feed(data)
+                    if items:
                         yield items
-            except PenstockError:
+                    if self._over or self._restarting:
+                        break
+                    if items and request.timeout.content_only:
+                        between = request.timeout.between_events
+                        response.expect_content(None if between is None else loop.time() + between, between)
+            except PenstockError as error:
+                if isinstance(error, DecodeError):
+                    tally.total += 1
+                    tally.failed += 1
                 with suppress(PenstockError):
                     decoder.close()
                 raise
             else:
-                if items := decoder.close():
+                if not (self._over or self._restarting) and (items := decoder.close()):
                     yield items
+                await self._settle(response)
             finally:
-                tally.total += decoder.dropped
-                tally.failed += decoder.dropped
+                if not (self._over or self._restarting):
+                    tally.total += decoder.dropped
+                    tally.failed += decoder.dropped
+
+    async def _settle(self, response: Response) -> None:
+        """The body was read as far as it will be: end the response as its protocol says."""
+        if self._restarting:
+            return
+        if self._fault is not None:
+            await response.fail(self._fault)
+            raise self._fault
+        if self._over:
+            await response.conclude()
+        elif (lack := self.unfinished(response)) is not None and self.is_final(lack):
+            raise lack
+
+    def _judge(self, end: End) -> PenstockError | None:
+        """What a body's end says, for the breaker: one that came whole may lack something by its own protocol."""
+        if end.reason != "complete" or self._over or self.response is None:
+            return end.error
+        return self.unfinished(self.response)
 
     def _wrong_type(self, response: Response) -> ContentTypeError:
         found = response.content_type or "no content type"
@@ -252,3 +470,7 @@ class ItemStream(Generic[T]):
             content_type=response.content_type,
             url=response.url,
         )
+
+
+def _nobody(notice: object) -> None:
+    """Nobody asked."""

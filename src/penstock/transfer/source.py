@@ -22,7 +22,6 @@ from penstock.client.body import READ_SIZE, Piece
 from penstock.client.client import AsyncClient
 from penstock.client.response import Response
 from penstock.errors import PenstockError, StatusError, StreamTruncated
-from penstock.resilience.classify import retryable
 from penstock.wire import headers as fields
 
 
@@ -179,10 +178,10 @@ class _Remote(OpenSource):
         """
         retry = self._client.retry
         trouble = failure
-        while self._validator is not None and retryable(trouble):
+        while self._validator is not None:
             draw = random.random()
             pause = retry.delay(trouble, attempt=self.attempts, may_repeat=True, now=time.time(), draw=draw)
-            if pause is None:
+            if pause is None or not self._client.exchange.may_retry(retry):
                 break
             await asyncio.sleep(pause)
             self.attempts += 1
