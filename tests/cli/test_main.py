@@ -16,7 +16,7 @@ from penstock.cli.run import Interrupted
 from penstock.errors import ConnectError, InvalidURL, RetriesExhausted
 from tests.cli.conftest import Run
 
-COMMANDS = ["demo", "origin", "relay", "tail", "pipe"]
+COMMANDS = ["demo", "origin", "relay", "tail", "pipe", "doctor"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -32,7 +32,7 @@ from penstock.errors import InvalidURL, PenstockError
 # typer keeps its copy of click to itself; this is the root of its errors of usage.
 UsageError: Any = typer.BadParameter.__mro__[1]
 
-COMMANDS = ("demo", "origin", "relay", "tail", "pipe")
+COMMANDS = ("demo", "origin", "relay", "tail", "pipe", "doctor")
 """In the order of the help; each is a function of its name in a module of its name."""
 
 

@@ -16,11 +16,11 @@ of a replay as had been delivered.
 
 from __future__ import annotations
 
-from collections import deque
+from array import array
 
 from penstock.wire.sse import Event
 
-REMEMBERED = 1024
+REMEMBERED = 256
 """Ids that are remembered, one per read, the first of the stream besides."""
 
 INHERITED = "\0"
@@ -39,24 +39,15 @@ class Cursor:
         skipped: Events left out since the last resume.
     """
 
-    __slots__ = (
-        "_at_last",
-        "_first",
-        "_last",
-        "_reached",
-        "_recent",
-        "_resumed_at",
-        "replaying",
-        "resuming",
-        "skipped",
-    )
+    __slots__ = ("_at_last", "_first", "_last", "_left", "_reached", "_reads", "_seen", "replaying", "resuming", "skipped")
 
     def __init__(self) -> None:
         self._first = ""
-        self._recent: deque[str] = deque(maxlen=REMEMBERED)
-        self._last: list[Event] = []
-        self._resumed_at = ""
+        self._last = ""
         self._at_last = 0
+        self._left = 0
+        self._seen = array("q")  # hashes: what is kept for each of many streams should be small
+        self._reads = 0
         self._reached = False
         self.resuming = False
         self.replaying = False
@@ -64,24 +55,31 @@ class Cursor:
 
     def passed(self, events: list[Event]) -> None:
         """These are to be delivered; never none."""
-        self._last = events
         id_ = events[-1].id
-        if id_:
+        if not id_:
+            return
+        if id_ == self._last:
+            self._at_last += len(events)
+        else:
             if not self._first:
                 self._first = next(event.id for event in events if event.id)
-            self._recent.append(id_)
+            self._last = id_
+            self._at_last = 1 if len(events) == 1 else _trailing(events, id_)
+        seen = self._seen
+        if len(seen) < REMEMBERED:
+            seen.append(hash(id_))
+        else:
+            seen[self._reads % REMEMBERED] = hash(id_)
+        self._reads += 1
 
     def resume(self, id_: str) -> None:
         """Another connection goes on after that id; with "" from the beginning, and then nothing is left out."""
-        self.resuming = bool(id_ and self._last)
+        self.resuming = bool(id_ and self._first)
         self.replaying = self._reached = False
         self.skipped = 0
-        self._resumed_at = id_
-        self._at_last = 0
-        for event in reversed(self._last):
-            if event.id != id_:
-                break
-            self._at_last += 1
+        if id_ != self._last:  # a block with an id and no data moved it on
+            self._last, self._at_last = id_, 0
+        self._left = self._at_last
 
     def fresh(self, events: list[Event]) -> list[Event]:
         """The events less those that were delivered before; to be asked while `resuming`."""
@@ -92,17 +90,27 @@ class Cursor:
                 if id_ == INHERITED:
                     fresh.append(event)
                     continue
-                self.replaying = id_ in (self._resumed_at, self._first) or id_ in self._recent
-            at_last = id_ == self._resumed_at
-            if not self.replaying or (self._reached and not (at_last and self._at_last)):
+                self.replaying = id_ in (self._last, self._first) or hash(id_) in self._seen
+            at_last = id_ == self._last
+            if not self.replaying or (self._reached and not (at_last and self._left)):
                 self.resuming = self.replaying = False
                 return fresh + events[index:]
             self.skipped += 1
             if at_last:
                 self._reached = True
-                self._at_last -= self._at_last > 0
+                self._left -= self._left > 0
         return fresh
 
     def own(self, events: list[Event]) -> list[Event]:
         """The events with the id that they inherit from before the resume put in."""
-        return [event._replace(id=self._resumed_at) if event.id == INHERITED else event for event in events]
+        return [event._replace(id=self._last) if event.id == INHERITED else event for event in events]
+
+
+def _trailing(events: list[Event], id_: str) -> int:
+    """How many events at the end carry that id."""
+    count = 0
+    for event in reversed(events):
+        if event.id != id_:
+            break
+        count += 1
+    return count

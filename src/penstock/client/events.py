@@ -180,6 +180,20 @@ class _Events(Generic[T]):
     What has to be looked at only now and then, such as a replay after a resume, stands aside of the short way.
     """
 
+    __slots__ = (
+        "_before",
+        "_cursor",
+        "_decoder",
+        "_feed",
+        "_inherits",
+        "_judge",
+        "_plain",
+        "_refused",
+        "_resumed_at",
+        "_stream",
+        "_terminator",
+    )
+
     def __init__(
         self, stream: _ServerSent[T], terminator: Terminator | None, cursor: Cursor, last_event_id: str
     ) -> None:

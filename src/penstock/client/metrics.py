@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, replace
-from math import frexp, ldexp
+from math import log2
 
 _STEPS = 16  # buckets per octave: a quantile is at most 3 % off
+_SHORTEST = 1e-9
+_ZERO = 32 * _STEPS  # makes the number of a bucket positive from a quarter of a nanosecond on
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,23 +96,24 @@ class Gaps:
 
     def __init__(self) -> None:
         self._counts: dict[int, int] = {}
-        self.longest: float | None = None
+        self.longest = 0.0
 
     def add(self, seconds: float) -> None:
         """Count one gap."""
-        fraction, exponent = frexp(seconds)
-        bucket = exponent * _STEPS + int(fraction * (2 * _STEPS)) if seconds > 0 else -(2**20)
+        bucket = int(log2(seconds) * _STEPS + _ZERO) if seconds > _SHORTEST else 0
         counts = self._counts
         counts[bucket] = counts.get(bucket, 0) + 1
-        if self.longest is None or seconds > self.longest:
+        if seconds > self.longest:  # noqa: PLR1730 – max() is a call
             self.longest = seconds
 
     def merge(self, other: Gaps) -> None:
         """Add another's."""
         for bucket, count in list(other._counts.items()):
             self._counts[bucket] = self._counts.get(bucket, 0) + count
-        if other.longest is not None and (self.longest is None or other.longest > self.longest):
-            self.longest = other.longest
+        self.longest = max(self.longest, other.longest)
+
+    def __bool__(self) -> bool:
+        return bool(self._counts)
 
     def quantile(self, share: float) -> float | None:
         """The gap that this share of all does not exceed, to 3 %; None where there is none."""
@@ -124,11 +127,7 @@ class Gaps:
 
 
 def _middle(bucket: int) -> float:
-    """The middle of a bucket; its place in the octave runs from 16 to 31, as the fraction does from a half to one."""
-    if bucket == -(2**20):
-        return 0.0
-    exponent, step = divmod(bucket - _STEPS, _STEPS)
-    return ldexp((step + _STEPS + 0.5) / (2 * _STEPS), exponent)
+    return 2.0 ** ((bucket + 0.5 - _ZERO) / _STEPS) if bucket else 0.0
 
 
 class Tally:
@@ -199,7 +198,7 @@ class Tally:
             first_event=None if self.first_at is None else self.first_at - self.started_at,
             gap_p50=self.gaps.quantile(0.5),
             gap_p99=self.gaps.quantile(0.99),
-            gap_max=self.gaps.longest,
+            gap_max=self.gaps.longest if self.gaps else None,
             streams=int(self.stopped_at is not None),
             reason=self.reason,
             cause=self.cause,
@@ -240,7 +239,7 @@ class Totals:
                 self._sum,
                 gap_p50=self._gaps.quantile(0.5),
                 gap_p99=self._gaps.quantile(0.99),
-                gap_max=self._gaps.longest,
+                gap_max=self._gaps.longest if self._gaps else None,
             )
 
 

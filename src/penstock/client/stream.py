@@ -287,64 +287,73 @@ class ItemStream(Generic[T]):
         return self._source
 
     async def _run(self) -> AsyncGenerator[list[T], None]:
+        """Attempt after attempt, as long as there is a way on."""
         if self._stopped:
             raise RuntimeError("the stream was closed before it was read")
         tally = self._tally = Tally(time.monotonic())
-        request = exchange.outgoing(self._request)
+        request: Request | None = exchange.outgoing(self._request)
+        total = self._request.timeout.total
+        deadline = None if total is None else asyncio.get_running_loop().time() + total
+        failures = 0
         try:
             with self._exchange.running(self):
-                async with aclosing(self._attempts(request, tally)) as batches:
-                    async for batch in batches:
-                        tally.arrived(time.monotonic())
-                        yield batch
+                while request is not None:
+                    failure: PenstockError | None = None
+                    self._restarting = False
+                    before = tally.last_at
+                    try:
+                        async with aclosing(self._attempt(request, deadline, tally)) as batches:
+                            async for batch in batches:
+                                tally.arrived(time.monotonic())
+                                yield batch
+                    except PenstockError as error:
+                        failure = error if error.url is not None else seam.located(error, request.url)
+                    failures = (0 if tally.last_at != before else failures) + (failure is not None)
+                    request = await self._next(request, failure, failures, deadline, tally)
             tally.stop(time.monotonic(), "complete")
         except Exception as error:
             tally.stop(time.monotonic(), "failed", cause(error) if isinstance(error, PenstockError) else "other")
             raise
         finally:
             tally.stop(time.monotonic(), "cancelled")
-            state = self._exchange.state(request.url)
+            state = self._exchange.state(self._request.url)
             tally.breaker = "" if state is None else state.value
             if self._on_end is not None:
                 self._on_end(tally)
 
-    async def _attempts(self, request: Request, tally: Tally) -> AsyncGenerator[list[T], None]:
-        """Attempt after attempt, as long as there is a way on."""
-        total = request.timeout.total
-        deadline = None if total is None else asyncio.get_running_loop().time() + total
-        failures = 0
-        while True:
-            failure: PenstockError | None = None
-            self._restarting = False
-            before = tally.last_at
-            try:
-                async with aclosing(self._attempt(request, deadline, tally)) as batches:
-                    async for batch in batches:
-                        yield batch
-            except PenstockError as error:
-                failure = error if error.url is not None else seam.located(error, request.url)
-            if self._stopped:
-                url = seam.shown(request.url)
-                raise StreamError(f"{url}: the stream was closed while it was being read", url=url) from failure
-            if tally.last_at != before:
-                failures = 0
-            onward: Request | None
-            if self._restarting:
-                onward, pause, failure = self.continued(request), 0.0, None
-            else:
-                onward = self.onward(request, failure)
-                if failure is not None:
-                    failures += 1
-                    self._notify(Interrupted(failure))
-                elif onward is None:
-                    return
-                onward, pause = self._next(request, onward, failure, failures, deadline)
-            tally.retries += 1
-            tally.reconnects += self.begun
-            tally.restarts += self.begun and not self.place
-            request = replace(onward, attempt=request.attempt + 1)
-            self._notify(Reconnecting(request.attempt, pause, failure, self.place))
-            await self._interruptibly(asyncio.sleep(pause))
+    async def _next(
+        self, request: Request, failure: PenstockError | None, failures: int, deadline: float | None, tally: Tally
+    ) -> Request | None:
+        """The request that goes on, after a pause; None where the stream has come to its end.
+
+        Args:
+            request: The one that has ended.
+            failure: What ended it; None for a clean end, or where we were told to begin again.
+            failures: Failures in a row.
+            deadline: The instant by which all must have ended.
+            tally: Counts the retry.
+        Raises:
+            PenstockError: There is no way on, or none that is worth it.
+        """
+        if self._stopped:
+            url = seam.shown(request.url)
+            raise StreamError(f"{url}: the stream was closed while it was being read", url=url) from failure
+        if self._restarting:
+            onward, pause, failure = self.continued(request), 0.0, None
+        else:
+            onward_or_none = self.onward(request, failure)
+            if failure is not None:
+                self._notify(Interrupted(failure))
+            elif onward_or_none is None:
+                return None
+            onward, pause = self._decided(request, onward_or_none, failure, failures, deadline)
+        tally.retries += 1
+        tally.reconnects += self.begun
+        tally.restarts += self.begun and not self.place
+        onward = replace(onward, attempt=request.attempt + 1)
+        self._notify(Reconnecting(onward.attempt, pause, failure, self.place))
+        await self._interruptibly(asyncio.sleep(pause))
+        return onward
 
     async def _interruptibly(self, work: Awaitable[R]) -> R | None:
         """Wait for it, until somebody calls `_wake`: then it is cancelled, and None."""
@@ -355,7 +364,7 @@ class ItemStream(Generic[T]):
                 self._waiting = None
         return None
 
-    def _next(
+    def _decided(
         self,
         request: Request,
         onward: Request | None,
@@ -363,11 +372,7 @@ class ItemStream(Generic[T]):
         failures: int,
         deadline: float | None,
     ) -> tuple[Request, float]:
-        """The request that goes on, and after what pause.
-
-        Raises:
-            PenstockError: There is no way on, or none that is worth it.
-        """
+        """The request that goes on, and the pause before it; raises where there is none."""
         pause: float | None = 0.0
         if failure is not None:
             may_repeat = self._retry.may_repeat(request.method, has_key=request.has_header("idempotency-key"))
@@ -411,22 +416,19 @@ class ItemStream(Generic[T]):
                 raise self._wrong_type(response)
             decoder = self.decoder()
             self._notify(Connected(response, request.attempt))
-            before = tally.bytes
-            loop = asyncio.get_running_loop()
-            patience = request.timeout.first_event if request.timeout.content_only else None
-            if patience is not None:
-                response.expect_content(loop.time() + patience, patience)
+            feed, before, timeout = decoder.feed, tally.bytes, request.timeout
+            content_only = timeout.content_only
+            if content_only:
+                self._expect_content(response, timeout.first_event)
             try:
                 async for data in response:
                     tally.bytes = before + response.bytes_received
-                    items = decoder.feed(data)
-                    if items:
+                    if items := feed(data):
                         yield items
                     if self._over or self._restarting:
                         break
-                    if items and request.timeout.content_only:
-                        between = request.timeout.between_events
-                        response.expect_content(None if between is None else loop.time() + between, between)
+                    if content_only and items:
+                        self._expect_content(response, timeout.between_events)
             except PenstockError as error:
                 if isinstance(error, DecodeError):
                     tally.total += 1
@@ -442,6 +444,10 @@ class ItemStream(Generic[T]):
                 if not (self._over or self._restarting):
                     tally.total += decoder.dropped
                     tally.failed += decoder.dropped
+
+    def _expect_content(self, response: Response, patience: float | None) -> None:
+        now = asyncio.get_running_loop().time()
+        response.expect_content(None if patience is None else now + patience, patience)
 
     async def _settle(self, response: Response) -> None:
         """The body was read as far as it will be: end the response as its protocol says."""

@@ -44,7 +44,7 @@ from penstock.errors import (
 
 HIGH_WATER = 256 * 1024
 COPIED_BYTES = 4096
-"""From here on a piece of a request's body goes out beside its framing, not copied into one with it."""
+"""From here on a copy costs more than it saves: a large piece goes out beside its framing, and is read by itself."""
 CONTINUE_SECONDS = 1.0
 FREE_OVERHEAD_BYTES = 256
 """What a read of a chunked body may hold beside the body before it is worth counting."""
@@ -740,7 +740,11 @@ class Exchange:
                 self._deadline = None
             if not chunks:
                 return await self.read()
-        data = chunks.popleft()
+        if len(chunks) > 1 and self._held < len(chunks) * COPIED_BYTES:
+            data = b"".join(chunks)  # each would cost its reader a round of its own
+            chunks.clear()
+        else:
+            data = chunks.popleft()
         self._held -= len(data)
         if self._paused and not self._held:
             self.resume()
