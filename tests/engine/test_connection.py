@@ -954,7 +954,7 @@ async def test_what_came_can_be_read_before_the_error() -> None:
         talking(server) as exchange,
     ):
         await asyncio.sleep(0.1)
-        assert [await exchange.read(), await exchange.read()] == [b"a", b"b"]
+        assert await exchange.read() == b"ab"
         for _ in range(2):
             with pytest.raises(StreamTruncated, match="was lost after 2 bytes"):
                 await exchange.read()

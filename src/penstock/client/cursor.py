@@ -39,7 +39,18 @@ class Cursor:
         skipped: Events left out since the last resume.
     """
 
-    __slots__ = ("_at_last", "_first", "_last", "_left", "_reached", "_reads", "_seen", "replaying", "resuming", "skipped")
+    __slots__ = (
+        "_at_last",
+        "_first",
+        "_last",
+        "_left",
+        "_reached",
+        "_reads",
+        "_seen",
+        "replaying",
+        "resuming",
+        "skipped",
+    )
 
     def __init__(self) -> None:
         self._first = ""

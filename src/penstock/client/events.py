@@ -90,16 +90,7 @@ class _ServerSent(ItemStream[T]):
 
     def in_band(self, failure: Failure) -> InBandError:
         """The error for what the stream said when it failed."""
-        url = seam.shown(self._request.url)
-        return InBandError(
-            f"{url}: the stream says that it failed: {failure}",
-            url=url,
-            kind=failure.kind,
-            code=failure.code,
-            status=failure.status,
-            server_class=failure.server_class,
-            throttled=failure.throttled,
-        )
+        return in_band(failure, url=seam.shown(self._request.url))
 
     def replayed(self, count: int, *, first: bool) -> None:
         """Report events that the server played again."""
@@ -161,7 +152,7 @@ class _ServerSent(ItemStream[T]):
         if self._cursor.replaying:
             why = "the server played the stream again from before the break, and ended before it came to the break"
         elif terminator is not None and terminator.required:
-            why = f"the stream ended without {terminator.described}; what came may not be all"
+            why = f"the stream ended without its {terminator.ends_with}; what came may not be all"
         else:
             return super().unfinished(response)
         return StreamTruncated(f"{response.url}: {why}", url=response.url)
@@ -199,7 +190,7 @@ class _Events(Generic[T]):
     ) -> None:
         self._stream = stream
         self._cursor = cursor
-        self._judge = None if terminator is None or terminator == Terminator.named("none") else terminator.judge
+        self._judge = None if terminator in (None, Terminator()) else terminator.judge
         self._terminator = terminator
         self._resumed_at = last_event_id
         self._inherits = bool(last_event_id)
@@ -262,21 +253,22 @@ class _Events(Generic[T]):
         return events
 
     def _judged(self, events: list[sse.Event]) -> list[sse.Event]:
-        """The events up to the stream's own end, which is told to the stream."""
-        judge = self._judge
+        """The events up to the stream's own end, which is told to the stream. A model is given payloads only."""
+        judge, terminator = self._judge, self._terminator
         assert judge is not None
-        for index, event in enumerate(events):
+        assert terminator is not None
+        passed: list[sse.Event] = []
+        for event in events:
             judgement = judge(event)
-            if judgement == "content":
-                continue
-            if judgement == "end":
-                self._stream.end()
-                mark = self._terminator is not None and self._terminator.is_mark(event)
-                return events[:index] if mark and not self._plain else events[: index + 1]
             if isinstance(judgement, Failure):
                 self._stream.end(self._stream.in_band(judgement))
-                return events[:index]
-        return events
+                break
+            if self._plain or not (judgement == "ping" or terminator.is_mark(event)):
+                passed.append(event)
+            if judgement == "end":
+                self._stream.end()
+                break
+        return passed
 
     def _converted(self, events: list[sse.Event]) -> list[T]:
         values: list[T] = []
@@ -361,6 +353,20 @@ class _TextLines:
 
     def close(self) -> list[str]:
         return [line.decode("utf-8", "replace") for line in self._lines.close()]
+
+
+def in_band(failure: Failure, *, url: str | None) -> InBandError:
+    """The error for what a stream said when it failed."""
+    said = f"the stream itself said that it failed: {failure}"
+    return InBandError(
+        f"{url}: {said}" if url else said,
+        url=url,
+        kind=failure.kind,
+        code=failure.code,
+        status=failure.status,
+        server_class=failure.server_class,
+        throttled=failure.throttled,
+    )
 
 
 def parser(model: Callable[..., M]) -> Callable[[sse.Event], M]:
