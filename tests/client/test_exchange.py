@@ -303,6 +303,38 @@ async def test_half_open_lets_one_probe_through_and_closes_with_its_first_byte()
         await probe.aclose()
 
 
+async def test_a_probe_whose_body_is_pushed_closes_the_circuit_with_its_first_byte() -> None:
+    gate = asyncio.Event()
+    broken = [True]
+
+    async def answering(head: bytes, writer: asyncio.StreamWriter) -> None:
+        if broken.pop() if broken else False:
+            raise ConnectionAbortedError
+        writer.write(chunked(end=False))
+        await writer.drain()
+        await gate.wait()
+        writer.write(chunk(b"well"))
+
+    async with counting(answering) as server, AsyncClient(server.url, retry=0, breaker=PROBING) as client:
+        await opened(client)
+        probe = await client.get("/").send()
+        came = asyncio.Event()
+        states: list[State | None] = []
+
+        def sink(data: bytes) -> None:
+            states.append(client.circuit_state())
+            came.set()
+
+        pushing = asyncio.create_task(probe.push(sink, lambda pause, resume: None))
+        assert client.circuit_state() is State.HALF_OPEN
+        gate.set()
+        await came.wait()
+        pushing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await pushing
+    assert states == [State.CLOSED]
+
+
 @pytest.mark.parametrize("how", ["closed unread", "cancelled before the headers"])
 async def test_a_cancelled_probe_gives_its_permit_back(how: str) -> None:
     silent: list[Step] = [wait_request()] if how != "closed unread" else [wait_request(), answer(b"", length=9)]

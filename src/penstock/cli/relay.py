@@ -11,7 +11,7 @@ import typer
 from penstock.cli import options, output
 from penstock.cli.run import run_server
 from penstock.client.settings import Timeout
-from penstock.relay.app import Relay
+from penstock.relay.app import Relay, new_via
 from penstock.server.listen import bind, hold
 from penstock.server.serve import serve
 from penstock.server.workers import supervise
@@ -62,7 +62,7 @@ def relay(
     it, and an upstream that breaks off never looks complete.
     """
     timeout = Timeout(connect=timeout_connect, first_event=timeout_first, between_events=timeout_between)
-    new_relay = partial(Relay, upstream, headers=options.headers(header or []), timeout=timeout)
+    new_relay = partial(Relay, upstream, headers=options.headers(header or []), timeout=timeout, via=new_via())
     # Before anything is bound: what cannot be served is told, and so is what several processes cannot share.
     app = new_relay()
     address = options.listen(listen)

@@ -56,6 +56,7 @@ class Response:
         reason: The reason phrase, possibly "".
         headers: The header fields, case-insensitive.
         url: The URL that answered, after redirects.
+        http_version: "HTTP/1.1" or "HTTP/1.0".
         request: The request that it answers.
         bytes_received: Body bytes so far.
     """
@@ -79,6 +80,7 @@ class Response:
         self.reason = raw.reason_phrase
         self.headers = raw.headers
         self.url = seam.shown(str(raw.url))
+        self.http_version = raw.http_version
         self.bytes_received = 0
 
     def __repr__(self) -> str:
@@ -180,7 +182,7 @@ class Response:
             if not ended.done():
                 ended.set_result(error)
 
-        exchange.push(sink, on_end, chunk_sink=chunk_sink)
+        exchange.push(sink, on_end, chunk_sink=chunk_sink, on_first=self._on_first)
         attach(exchange.pause, exchange.resume)
         try:
             error = await ended
@@ -189,8 +191,6 @@ class Response:
             await self._close("cancelled")
             raise
         self.bytes_received = exchange.received
-        if self.bytes_received and self._on_first is not None:
-            self._on_first()
         if error is None:
             await self._close("complete")
             return
@@ -212,6 +212,7 @@ class Response:
         handed = self._exchange.splice()
         if handed is not None:
             self._body = self._nothing()
+            self._began()
         return handed
 
     async def spliced(self, piece: Splice) -> None:
@@ -221,13 +222,21 @@ class Response:
             StreamTruncated, StreamStalled: The source broke.
         """
         assert self._exchange is not None
-        self.bytes_received = self._exchange.received
+        self._began()
         if piece.failure is None:
             await self._close("complete")
             return
         known = self._known(piece.failure)
         await self._close("failed", known)
         raise known from piece.failure
+
+    def _began(self) -> None:
+        """The kernel does not tell of the first byte as it comes: tell of it when we look."""
+        assert self._exchange is not None
+        first = not self.bytes_received
+        self.bytes_received = self._exchange.received
+        if first and self.bytes_received and self._on_first is not None:
+            self._on_first()
 
     def _once(self, source: Callable[[], Awaitable[bytes]]) -> AsyncGenerator[bytes, None]:
         if self._body is not None or self.end is not None:

@@ -214,7 +214,7 @@ class _Ear:
         return Probe(
             url=response.url,
             status=response.status,
-            http_version=_http_version(response),
+            http_version=response.http_version,
             headers=tuple((name.lower(), value) for name, value in response.headers.multi_items()),
             headers_at=self._headers_at,
             unit=body.unit,
@@ -228,10 +228,6 @@ class _Ear:
 
     def _now(self) -> float:
         return time.monotonic() - self._began
-
-
-def _http_version(response: Response) -> str:
-    return response._raw.http_version
 
 
 class _Body:

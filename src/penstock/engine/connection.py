@@ -777,7 +777,14 @@ class Exchange:
 
     # -- push ----------------------------------------------------------------------------------------------------
 
-    def push(self, sink: Sink, on_end: OnEnd, *, chunk_sink: Sink | None = None) -> None:
+    def push(
+        self,
+        sink: Sink,
+        on_end: OnEnd,
+        *,
+        chunk_sink: Sink | None = None,
+        on_first: Callable[[], None] | None = None,
+    ) -> None:
         """Call the sink with each piece from now on, in the callback that brings it; then on_end, once.
 
         All are called from the event loop and must not raise or block. The rest of what one callback brought still
@@ -788,9 +795,13 @@ class Exchange:
             on_end: Takes what broke the body, or None.
             chunk_sink: Takes, in the sink's place, a piece that came as one chunk, framed as it came: for whoever would
                 only frame it the same way again.
+            on_first: Called before the first piece is given out.
         """
         if self._paused:
             self.resume()
+        if self._chunks and on_first is not None:
+            on_first()
+            on_first = None
         while self._chunks:
             sink(self._chunks.popleft())
         self._held = 0
@@ -798,8 +809,20 @@ class Exchange:
             on_end(self._error)
             return
         self._sink, self._on_end, self._chunk_sink = sink, on_end, chunk_sink
+        if on_first is not None:
+            self._tell_first(on_first, sink, chunk_sink)
         if not self._paused:
             self._watch()
+
+    def _tell_first(self, on_first: Callable[[], None], sink: Sink, chunk_sink: Sink | None) -> None:
+        """Stand before the sinks until the first piece comes, and no longer."""
+
+        def first(data: bytes) -> None:
+            self._sink, self._chunk_sink = sink, chunk_sink
+            on_first()
+            sink(data)
+
+        self._sink, self._chunk_sink = first, None
 
     def pause(self) -> None:
         """Stop reading the socket; the timer stands still."""

@@ -37,6 +37,8 @@ class Relay:
         headers: Set on every request to the upstream, in the place of the reader's own of the same name.
         timeout: How long to wait for the upstream.
         limits: Of the connections to the upstream.
+        via: The relay's name in Via, by which it knows a request that comes back to it: the same in all processes of
+            one relay. Made up where none is given.
     Raises:
         InvalidURL: The upstream is no http or https URL.
         ValueError: A header that no request can carry.
@@ -49,6 +51,7 @@ class Relay:
         headers: Mapping[str, str] | None = None,
         timeout: Timeout | float | None = PATIENCE,
         limits: Limits | None = None,
+        via: str = "",
     ) -> None:
         self._headers = settable(headers or {})
         # Nothing of one reader may reach another: no cookie that an upstream sets is kept here.
@@ -56,7 +59,7 @@ class Relay:
         self._client = self._new_client()
         self.upstream = self._client.absolute_url("").partition("?")[0].rstrip("/")
         self._host = urlsplit(self.upstream).netloc.rpartition("@")[2]
-        self._via = f"penstock-{secrets.token_hex(6)}"
+        self._via = via or new_via()
 
     @asynccontextmanager
     async def lifespan(self, app: ASGIApp | None = None) -> AsyncIterator[None]:
@@ -183,6 +186,11 @@ class Relay:
         if not path.isascii() or any(character <= " " for character in path):
             raise ValueError(f"a path at the upstream is percent-encoded, got {path!r}")
         return (urlsplit(self.upstream).path.rstrip("/") + path).encode()
+
+
+def new_via() -> str:
+    """A name for Via that no other relay has."""
+    return f"penstock-{secrets.token_hex(6)}"
 
 
 class _Forwarded(StarletteResponse):
