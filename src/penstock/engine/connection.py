@@ -613,11 +613,14 @@ class Exchange:
         if self.parser.between and size <= MAX_WHOLE_BYTES:
             head = WHOLE_CHUNKS[size]
             if head is not None and data.startswith(head) and data.endswith(b"\r\n"):
+                if self._sink is None:
+                    self._take(data[len(head) : -2])
+                    return
+                self.received += size - len(head) - 2
                 if self._chunk_sink is not None:
-                    self.received += size - len(head) - 2
                     self._chunk_sink(data)
                 else:
-                    self._take(data[len(head) : -2])
+                    self._sink(data[len(head) : -2])
                 return
         before = self.received
         try:

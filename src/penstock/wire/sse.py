@@ -411,6 +411,18 @@ class BlockCutter:
             raise self._fault.with_traceback(None)
         if not data:
             return []
+        if (
+            self._line_empty
+            and not self._held
+            and data.endswith(b"\n\n")
+            and data.find(b"\n\n") == len(data) - 2
+            and CR not in data
+            and len(data) <= self._limit
+            and self._cr == _NOT_CR
+            and data[0] != LF
+        ):
+            self._crlf = False
+            return [data]  # one chunk, one block: what a live stream mostly is
         blocks: list[bytes] = []
         try:
             if self._cr == _NOT_CR and CR not in data:
