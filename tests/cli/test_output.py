@@ -94,3 +94,34 @@ def test_a_hidden_log_is_hidden(capsys: pytest.CaptureFixture[str]) -> None:
     output.hide_log()
     logging.getLogger("penstock.anything").warning("a line")
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_terminal_is_told_nothing_by_an_object(capsys: pytest.CaptureFixture[str]) -> None:
+    value = {"a\x1b": "\x07\x9b\u202e\U0001fffe é€\U0001f600\n\t"}
+    output.record(value)
+    line = capsys.readouterr().out
+    assert line.rstrip("\n").isprintable()
+    assert "é€\U0001f600" in line
+    assert json.loads(line) == value
+
+
+def test_nor_by_text_that_is_made_harmless() -> None:
+    assert output.harmless("a\tb\nc\r\nd\u200de\xa0") == "a\tb\nc\nd\u200de\xa0"
+    assert output.harmless("\x00\x1b[2J\r\x7f\x9b\u2066") == "\ufffd\ufffd[2J" + "\ufffd" * 4
+    assert output.harmless("plain") == "plain"
+
+
+def test_what_stands_at_the_bottom_makes_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setattr(sys, "stderr", screen)
+
+    class Footer:
+        def clear(self) -> None:
+            screen.write("<")
+
+    with output.above(Footer()):
+        output.data("a")
+        output.note("b")
+    output.data("c")
+    assert screen.getvalue() == "<a\n<b\n<c\n"

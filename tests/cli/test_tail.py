@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from tests.cli.conftest import Run
@@ -121,3 +124,61 @@ def test_a_format_can_be_asked_for(
     done = run("tail", url, "--format", format, "--json")
     assert done.code == 0
     assert done.records[0] == expected
+
+
+RECORDING = (
+    b'{"penstock":1,"url":"http://x/s","status":200,"headers":[["content-type","text/event-stream"]],'
+    b'"recorded_at":"2026-01-31T12:00:00+00:00"}\n{"at":0,"data":"data: a\\n\\n"}\n{"end":"complete","at":0}\n'
+)
+
+USAGE = [
+    ((), "Missing argument 'URL'"),
+    (("http://x", "--listen", ":0"), "--replay FILE"),
+    (("http://x", "--replay", "f"), "takes the place of a URL"),
+    (("--replay", "f", "-X", "GET"), "--request is for a server"),
+    (("--replay", "f", "-d", "x"), "--data is for a server"),
+    (("--replay", "f", "--timeout-first", "1"), "--timeout-first is for a server"),
+    (("--replay", "f", "--save", "g"), "--save is for a server"),
+    (("http://x", "--raw", "--text"), "are for items"),
+    (("http://x", "--text", "--collect"), "--text writes one text"),
+    (("http://x", "--text", "--format", "ndjson"), "--text writes one text"),
+    (("http://x", "--format", "text", "--terminator", "openai"), "are for event streams"),
+    (("http://x", "--raw", "--reconnect", "strict"), "are for event streams"),
+    (("http://x", "--reconnect", "often"), "resilient"),
+    (("http://x", "--terminator", "mine"), "data:\\[DONE\\]"),
+    (("http://x", "--breaker", "0"), "as 3/30"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said"), USAGE, ids=lambda value: " ".join(value) if value else "")
+def test_what_does_not_go_together(run: Run, arguments: tuple[str, ...], said: str) -> None:
+    done = run("tail", *arguments)
+    assert (done.code, done.out) == (2, "")
+    assert re.search(said, done.err), done.err
+    assert done.err.endswith("see `penstock tail --help`\n")
+
+
+def test_a_recording_is_shown_as_if_it_came_now(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "recording"
+    path.write_bytes(RECORDING)
+    done = run("tail", "--replay", path, "--collect")
+    assert (done.code, done.out) == (0, "a\n")
+    assert done.err.endswith("1: a\nTotal responses collected: 1\n==============================\n")
+    path.write_bytes(RECORDING.replace(b'"complete"', b'"failed"'))
+    assert run("tail", "--replay", path, "--json").error["type"] == "StreamTruncated"
+
+
+def test_until_and_the_metrics_of_a_stream_that_was_left(run: Run, prepared: Canned) -> None:
+    url = prepared.answer("/left", "text/event-stream", b"data: a\n\ndata: b\n\n")
+    metrics = run("tail", url, "--until", "a", "--json").records[-1]["metrics"]
+    assert (metrics["total"], metrics["reason"]) == (1, "cancelled")
+
+
+def test_last_event_id_goes_with_every_format(run: Run, prepared: Canned) -> None:
+    url = prepared.answer("/resumed-text", "text/plain", b"a\n")
+    for options in ((), ("--format", "text"), ("--raw",)):
+        assert run("tail", url, "--last-event-id", "7", *options).out == "a\n"
+        assert prepared.asked[-1].headers.get_all("Last-Event-ID") == ["7"]
+    url = prepared.answer("/resumed-events", "text/event-stream", b"data: a\n\nid: 9\ndata: b\n\n")
+    events = [each["event"]["id"] for each in run("tail", url, "--last-event-id", "7", "--json").records[:-1]]
+    assert events == ["7", "9"]

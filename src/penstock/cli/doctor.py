@@ -7,9 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from penstock.cli import options, output
+from penstock.cli import body, options, output
 from penstock.cli.run import run
-from penstock.cli.tail import _content, _content_type
 from penstock.doctor.diagnose import diagnose
 from penstock.doctor.examine import Order, examine
 from penstock.doctor.findings import Examination, Finding
@@ -27,11 +26,14 @@ def doctor(
     upstream: Annotated[
         str | None, typer.Option(metavar="URL", help="The same stream from the server behind it, to compare with.")
     ] = None,
-    method: Annotated[str | None, typer.Option("--request", "-X", metavar="METHOD", help="The method.")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option("--request", "-X", callback=options.method, metavar="METHOD", help="The method."),
+    ] = None,
     header: Annotated[
         list[str] | None, typer.Option("--header", "-H", metavar="'Name: value'", help="A header field, for both URLs.")
     ] = None,
-    body: Annotated[
+    data: Annotated[
         str | None,
         typer.Option("--data", "-d", metavar="BODY", help="A body, @FILE or @- for stdin; makes it a POST."),
     ] = None,
@@ -46,19 +48,17 @@ def doctor(
     Says in plain words what was found, the figures that show it, and the setting that mends it. A GET is made several
     times, one after another; anything else once to each URL. Exits 1 when something is wrong.
     """
-    if method is not None and not (method.isascii() and method.replace("-", "").isalnum()):
-        raise typer.BadParameter(f"{method!r} is not an HTTP method")
     sent = options.headers(header or [])
 
     async def examined() -> Examination:
-        content = None if body is None else await _content(body)
+        content = None if data is None else await body.content(data)
         order = Order(
             url=url,
             upstream=upstream,
             method=(method or ("GET" if content is None else "POST")).upper(),
             headers=sent,
             content=content,
-            content_type=None if content is None else _content_type(content, sent),
+            content_type=None if content is None else body.content_type(content, sent),
             seconds=seconds,
             max_items=events,
         )

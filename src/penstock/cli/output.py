@@ -13,10 +13,25 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 from penstock.errors import CircuitOpenError, PenstockError, RetriesExhausted
 from penstock.resilience.classify import retryable
+
+# What a terminal obeys, and what turns text around. A newline and a tab do no harm; a joiner in an emoji is none.
+_HARMFUL = dict.fromkeys(
+    (*range(0x09), *range(0x0B, 0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)), "\ufffd"
+)
+
+
+class Footer(Protocol):
+    """A line at the bottom of the terminal, which makes way for what is written."""
+
+    def clear(self) -> None:
+        """Take the line away, if it is there."""
+
+
+_footer: Footer | None = None
 
 
 class ReaderLeft(Exception):
@@ -43,20 +58,37 @@ def prepare() -> None:
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
-def data(text: str) -> None:
-    """One line of data, at once.
+@contextlib.contextmanager
+def above(footer: Footer) -> Iterator[None]:
+    """While it is entered, whatever is written has the footer cleared first."""
+    global _footer  # noqa: PLW0603 – there is one terminal
+    _footer = footer
+    try:
+        yield
+    finally:
+        _footer = None
+        footer.clear()
+
+
+def data(line: str) -> None:
+    """One line of data, at once; raises as `text` does."""
+    text(line + "\n")
+
+
+def text(some: str) -> None:
+    """Some text of data as it is, at once.
 
     Raises:
         ReaderLeft: Whoever read stdout has left.
         OSError: It cannot be written to, a full disk for one; it is named "stdout".
     """
     with _to_reader():
-        sys.stdout.write(text + "\n")
+        sys.stdout.write(some)
         sys.stdout.flush()
 
 
 def raw(piece: bytes) -> None:
-    """Bytes as they are, at once; raises as `data` does."""
+    """Bytes as they are, at once; raises as `text` does."""
     with _to_reader():
         sys.stdout.buffer.write(piece)
         sys.stdout.buffer.flush()
@@ -64,6 +96,8 @@ def raw(piece: bytes) -> None:
 
 @contextlib.contextmanager
 def _to_reader() -> Iterator[None]:
+    if _footer is not None:
+        _footer.clear()
     try:
         yield
     except BrokenPipeError:
@@ -74,8 +108,16 @@ def _to_reader() -> Iterator[None]:
 
 
 def record(value: dict[str, Any]) -> None:
-    """One JSON object on a line of its own, at once."""
-    data(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+    """One JSON object on a line of its own, at once; raises as `text` does."""
+    data(json_line(value))
+
+
+def json_line(value: dict[str, Any]) -> str:
+    """A JSON object in one line; what cannot be printed is escaped, and so no terminal is told anything by it."""
+    line = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    if line.isprintable():
+        return line
+    return "".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in line)
 
 
 def printable(line: str) -> str:
@@ -83,10 +125,17 @@ def printable(line: str) -> str:
     return "".join(character if character.isprintable() else "\ufffd" for character in line)
 
 
-def note(text: str) -> None:
+def harmless(some: str) -> str:
+    """Text of a server's, of any number of lines, with nothing in it that a terminal would obey."""
+    return some if some.isprintable() else some.replace("\r\n", "\n").translate(_HARMFUL)
+
+
+def note(line: str) -> None:
     """A line for the person at the terminal; that nobody reads it any more changes nothing."""
+    if _footer is not None:
+        _footer.clear()
     try:
-        print(text, file=sys.stderr, flush=True)
+        print(line, file=sys.stderr, flush=True)
     except OSError:
         silence(sys.stderr)
 
