@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -45,19 +46,29 @@ async def sent(describe: Callable[[AsyncClient], RequestBuilder], **settings: An
         lambda builder: builder.body(Bytes(b"x")),
         lambda builder: builder.timeout(3),
         lambda builder: builder.retry(7),
-        lambda builder: builder.field("a", "b"),
-        lambda builder: builder.file("a", "b", b"c"),
+        lambda form: form.field("a", "b"),
+        lambda form: form.file("a", "b", b"c"),
+        lambda form: form.header("A", "1").param("a", 1).timeout(3).retry(7),
     ],
 )
 def test_each_setter_gives_a_new_builder_and_leaves_the_old_one(setter: Callable[[Any], Any]) -> None:
-    old = CLIENT.multipart("/x")
+    is_form = "form" in inspect.signature(setter).parameters
+    old: RequestBuilder = CLIENT.multipart("/x") if is_form else CLIENT.post("/x")
     before = repr(old)
     new = setter(old)
-    assert type(new) is MultipartBuilder
+    assert type(new) is type(old)
     assert new is not old
     assert repr(old) == before != repr(new)
-    if "field" not in repr(setter):
-        assert repr(setter(old)) == repr(new)
+
+
+@pytest.mark.parametrize(
+    "setter",
+    [lambda form: form.json({}), lambda form: form.content(b"x"), lambda form: form.body(Bytes(b"x"))],
+    ids=["json", "content", "body"],
+)
+def test_a_form_has_no_body_but_its_parts(setter: Callable[[MultipartBuilder], Any]) -> None:
+    with pytest.raises(TypeError, match=r"a form's body is its parts: add them with \.field\(\)"):
+        setter(CLIENT.multipart("/x").field("a", "b"))
 
 
 def test_a_builder_cannot_be_changed() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import json
 from typing import Any
@@ -9,7 +10,7 @@ import httpx2
 import pytest
 
 import penstock
-from penstock import AsyncClient, BufferedResponse, End, Response, Timeout
+from penstock import AsyncClient, Breaker, BufferedResponse, End, Response, Timeout
 from penstock.testing import close, reset, script, wait_request
 from penstock.testing.script import Step
 from tests.client.peers import Counted, answer, chunk, chunked, counting, once, until
@@ -408,6 +409,157 @@ async def test_a_connection_whose_body_was_read_serves_the_next_request() -> Non
         for _ in range(5):
             await client.get("/").read()
         assert (server.open, server.served) == (1, 5)
+
+
+# -- ends that are said
+
+
+async def test_what_is_concluded_is_complete_and_its_connection_used_again() -> None:
+    async def answering(head: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(chunked(b"all that matters", end=False))
+        await asyncio.sleep(0.05)
+        writer.write(b"0\r\n\r\n")
+
+    async with counting(answering) as server, AsyncClient(server.url) as client:
+        for _ in range(3):
+            response = await client.get("/").send()
+            async for _ in response:
+                break
+            await response.conclude(within=30)
+            assert response.end is not None
+            assert (response.end.reason, response.end.bytes) == ("complete", 16)
+        assert (server.open, server.served) == (1, 3)
+
+
+@pytest.mark.parametrize("read", [False, True], ids=["unread", "begun"])
+@pytest.mark.parametrize(
+    "rest", [[], [reset()], [close()], [chunk(b"more and more")]], ids=["silence", "reset", "closed", "more"]
+)
+async def test_what_is_concluded_is_complete_whatever_follows(rest: list[Step], read: bool) -> None:
+    async with script(wait_request(), chunked(b"all", end=False), *rest) as server, AsyncClient(server.url) as client:
+        response = await client.get("/").send()
+        ends = await ends_of(response)
+        if read:
+            async for _ in response:
+                break
+        await response.conclude(within=0.1)
+        await response.conclude()
+        await response.aclose()
+        assert [(end.reason, end.error) for end in ends] == [("complete", None)]
+
+
+async def test_who_is_cancelled_while_concluding_leaves_a_complete_response() -> None:
+    async with counting(endless) as server, AsyncClient(server.url) as client:
+        response = await client.get("/").send()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await response.conclude(within=60)
+        await response.aclose()
+        assert response.end is not None
+        assert response.end.reason == "complete"
+        await until(lambda: server.open == 0)
+
+
+async def test_a_body_that_says_that_it_failed_has_failed_at_once() -> None:
+    async with counting(endless) as server, AsyncClient(server.url) as client:
+        response = await client.get("/").send()
+        ends = await ends_of(response)
+        async for _ in response:
+            break
+        error = penstock.InBandError("it said so")
+        await response.fail(error)
+        await response.fail(penstock.InBandError("and again"))
+        await response.aclose()
+        assert [(end.reason, end.error) for end in ends] == [("failed", error)]
+        await until(lambda: server.open == 0)
+
+
+@pytest.mark.parametrize("carrier", ["engine", "httpx2"])
+async def test_content_is_expected_by_an_instant_whatever_comes(carrier: str) -> None:
+    async with counting(endless) as server, httpx2.AsyncClient() as http:
+        client = AsyncClient(server.url, http_client=None if carrier == "engine" else http)
+        async with client, client.get("/").send() as response:
+            now = asyncio.get_running_loop().time()
+            response.expect_content(now + 0.2, 0.2)
+            with pytest.raises(penstock.StreamStalled, match=r"nothing but signs of life for 0\.2 s"):
+                async for _ in response:
+                    pass
+
+
+@pytest.mark.parametrize("carrier", ["engine", "httpx2"])
+async def test_content_that_is_expected_no_more_is_not_waited_for(carrier: str) -> None:
+    async with counting(endless) as server, httpx2.AsyncClient() as http:
+        client = AsyncClient(server.url, http_client=None if carrier == "engine" else http)
+        async with client, client.get("/").send() as response:
+            response.expect_content(asyncio.get_running_loop().time() + 0.1, 0.1)
+            response.expect_content(None, None)
+            with pytest.raises(TimeoutError) as caught:
+                async with asyncio.timeout(0.4):
+                    async for _ in response:
+                        pass
+            assert not isinstance(caught.value, penstock.PenstockError)
+
+
+# -- forgotten
+
+
+async def test_a_response_that_is_forgotten_is_closed_and_says_so() -> None:
+    ends: list[End] = []
+    async with counting(endless) as server, AsyncClient(server.url) as client:
+        for how in ("unread", "begun"):
+            response: Response | None = await client.get(f"/{how}").send()
+            assert response is not None
+            response.on_end(ends.append)
+            if how == "begun":
+                async for _ in response:
+                    break
+            kept, response = [response], None
+            with pytest.warns(ResourceWarning, match=f"<Response 200 .*/{how}> was neither read to its end nor closed"):
+                forget(kept)
+            await until(lambda: server.open == 0)
+        assert [end.reason for end in ends] == ["cancelled"] * 2
+        await asyncio.wait_for(client.aclose(grace=60), 20)  # nothing is believed to run
+
+
+async def test_a_forgotten_probe_gives_its_permit_back() -> None:
+    async with (
+        script([reset()], [wait_request(), answer(b"", length=9)], once(answer())) as server,
+        AsyncClient(server.url, retry=0, breaker=Breaker(1, 0.0)) as client,
+    ):
+        with pytest.raises(penstock.ReadError):
+            await client.get("/").read()
+        kept = [await client.get("/").send()]
+        with pytest.warns(ResourceWarning, match="neither read"):
+            forget(kept)
+        await asyncio.sleep(0)
+        assert (await client.get("/").read()).content == b"ok"
+        assert client.circuit_state() is penstock.State.CLOSED
+
+
+async def test_it_may_be_forgotten_in_another_thread_and_after_its_loop() -> None:
+    async with counting(endless) as server, AsyncClient(server.url) as client:
+        kept = [await client.get("/").send()]
+        ends = await ends_of(kept[0])
+        with pytest.warns(ResourceWarning, match="neither read"):
+            await asyncio.to_thread(forget, kept)
+        await until(lambda: len(ends) == 1 and server.open == 0)
+
+
+def test_forgetting_one_after_its_loop_has_ended_harms_nobody() -> None:
+    kept: list[Response] = []
+
+    async def main() -> None:
+        async with script(wait_request(), answer(b"", length=9)) as server:
+            kept.append(await AsyncClient(server.url).get("/").send())
+
+    asyncio.run(main())
+    with pytest.warns(ResourceWarning, match="neither read"):
+        forget(kept)
+
+
+def forget(kept: list[Response]) -> None:
+    kept.clear()
+    gc.collect()
 
 
 # -- timers

@@ -7,8 +7,8 @@ import zlib
 
 import pytest
 
-from penstock.errors import DecodeError, StreamTruncated
-from penstock.wire.coding import MAX_PIECE_BYTES, Decoder, is_identity
+from penstock.errors import DecodeError, LimitExceeded, StreamTruncated
+from penstock.wire.coding import MAX_FREE_BYTES, MAX_PIECE_BYTES, Decoder, is_identity
 
 TEXT = b"".join(b"line %d\n" % number for number in range(5000))
 BODIES = {
@@ -61,17 +61,49 @@ def test_what_is_not_coded_at_all() -> None:
         decoded("gzip", [TEXT])
 
 
-def test_a_bomb_comes_in_pieces() -> None:
+@pytest.mark.parametrize("feed", [16, 1 << 20], ids=["in drops", "at once"])
+def test_a_bomb_costs_no_memory_and_is_stopped(feed: int) -> None:
     bomb = gzip.compress(bytes(200 * 1024 * 1024))
+    decoder, given, largest = Decoder("gzip"), 0, 0
     tracemalloc.start()
     try:
-        sizes = [len(piece) for piece in Decoder("gzip").feed(bomb)]
+        with pytest.raises(LimitExceeded, match="more than max_ratio=200 times as many") as caught:
+            for at in range(0, len(bomb), feed):
+                for piece in decoder.feed(bomb[at : at + feed]):
+                    given += len(piece)
+                    largest = max(largest, len(piece))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert sum(sizes) == 200 * 1024 * 1024
-    assert max(sizes) <= MAX_PIECE_BYTES
+    assert (caught.value.limit, caught.value.category) == ("max_ratio", "application")
+    assert MAX_FREE_BYTES - MAX_PIECE_BYTES < given <= MAX_FREE_BYTES
+    assert largest <= MAX_PIECE_BYTES
     assert peak < 4 * 1024 * 1024
+
+
+def test_a_bomb_of_many_members_is_one_body() -> None:
+    member = gzip.compress(bytes(1024 * 1024))
+    decoder = Decoder("gzip")
+    with pytest.raises(LimitExceeded, match="max_ratio"):
+        for _ in range(MAX_FREE_BYTES // 1024**2 + 1):
+            for _ in decoder.feed(member):
+                pass
+
+
+def test_what_is_only_large_or_only_coded_well_is_no_bomb() -> None:
+    small = bytes(MAX_FREE_BYTES)
+    assert sum(map(len, Decoder("gzip").feed(gzip.compress(small)))) == len(small)
+    line = b"".join(b"%d: the same words again and again, as a log has them\n" % number for number in range(1000))
+    packed = gzip.compress(line)
+    assert 5 < len(line) / len(packed) < 200
+    decoder = Decoder("gzip")
+    count = MAX_FREE_BYTES // len(line) + 10
+    assert sum(len(piece) for _ in range(count) for piece in decoder.feed(packed)) == count * len(line) > MAX_FREE_BYTES
+
+
+def test_the_bound_can_be_set() -> None:
+    bomb = gzip.compress(bytes(MAX_FREE_BYTES + MAX_PIECE_BYTES))
+    assert sum(map(len, Decoder("gzip", max_ratio=2000).feed(bomb))) == MAX_FREE_BYTES + MAX_PIECE_BYTES
 
 
 @pytest.mark.parametrize(("coding", "plain"), [("", True), ("identity", True), (" Identity ", True), ("gzip", False)])

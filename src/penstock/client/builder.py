@@ -18,7 +18,7 @@ import asyncio
 from collections.abc import AsyncIterable, Callable, Generator, Mapping
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, overload
 from urllib.parse import urlencode
 
 from penstock.client import body as bodies
@@ -287,6 +287,24 @@ class MultipartBuilder(RequestBuilder):
         media_type = body.content_type or "application/octet-stream"
         part = multipart.File(name, filename, content_type=media_type, length=body.length)
         return replace(self, _parts=(*self._parts, (part, body)))
+
+    def json(self, value: Any) -> NoReturn:
+        """Not for a form: it would have two bodies.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError("a form's body is its parts: add them with .field() and .file(), or begin with .post()")
+
+    def content(
+        self, content: FileSource | str, *, content_type: str | None = None, length: int | None = None
+    ) -> NoReturn:
+        """Not for a form: it would have two bodies; see `json`."""
+        self.json(content)
+
+    def body(self, body: Body) -> NoReturn:
+        """Not for a form: it would have two bodies; see `json`."""
+        self.json(body)
 
     def _request(self) -> Request:
         form = multipart.Form([part for part, _ in self._parts], boundary=bodies.boundary())

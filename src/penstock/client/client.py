@@ -173,6 +173,7 @@ class AsyncClient:
         try:
             await self.exchange.drain(grace)
         finally:
+            await self.exchange.abort()
             if self._owns_http:
                 await self._http.aclose()
 

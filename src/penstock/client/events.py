@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import random
-from collections.abc import Callable
+import re
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Any, Generic, Literal, TypeVar, cast
@@ -33,7 +34,8 @@ Reconnect = Literal["strict", "resilient", "never"]
 =============  ===================  =========================  ====================
 ended by       strict               resilient                  never
 =============  ===================  =========================  ====================
-a clean end    connect again        the end                    the end
+a clean end    connect again, if    the end                    the end
+               that does no harm
 204            the end              the end                    the end
 a break        connect again, with  go on after the last id;   raise
                the last id if any   without one, raise
@@ -43,8 +45,11 @@ no connection  by the retry policy  by the retry policy        as above
 =============  ===================  =========================  ====================
 
 *strict* is a browser's EventSource: only a 200 is a stream, and only a 204 ends it. *resilient* takes a clean end for
-what it is, since an answer must not be asked for a second time.
+what it is, since an answer must not be asked for a second time. So does *strict* where the request, a POST say, is none
+that may be sent twice.
 """
+
+_COMMENT = re.compile(rb"(?<=[\r\n])(?=:)")
 
 logger = logging.getLogger("penstock.client")
 
@@ -61,6 +66,7 @@ class _ServerSent(ItemStream[T]):
         reconnect: Reconnect = "resilient",
         terminator: Terminator | str | None = None,
         last_event_id: str = "",
+        retry_ms: int | None = None,
         **keywords: Any,
     ) -> None:
         super().__init__(*args, **keywords)
@@ -69,16 +75,24 @@ class _ServerSent(ItemStream[T]):
         self._reconnect: Reconnect = reconnect
         self._terminator = Terminator.named(terminator) if isinstance(terminator, str) else terminator
         self._cursor = Cursor()
-        self._id = last_event_id
-        self._retry_ms: int | None = None
+        self._id = last_event_id or self._request_header("last-event-id")
+        self._retry_ms = retry_ms
         self._events: _Events[T] | None = None
         if last_event_id:
             self._request = self.continued(self._request)
+
+    def _request_header(self, name: str) -> str:
+        return next((value for key, value in self._request.headers if key.lower() == name), "")
 
     @property
     def last_event_id(self) -> str:
         """The id that a resume would begin after, "" while there is none."""
         return self._id if self._events is None else self._events.last_event_id
+
+    @property
+    def retry_ms(self) -> int | None:
+        """The reconnection time that the server last asked for [ms], over all connections; None if it never did."""
+        return self._retry_ms if self._events is None else self._events.retry_ms
 
     def convert(self, event: sse.Event) -> T:
         """Make an item of an event.
@@ -121,8 +135,12 @@ class _ServerSent(ItemStream[T]):
         return super().accepts_status(status)
 
     def decoder(self) -> Decoder[T]:
-        self._events = _Events(self, self._terminator, self._cursor, self.last_event_id)
+        self._events = _Events(self, self._terminator, self._cursor, self.last_event_id, self.retry_ms)
         return self._events
+
+    def pieces(self, response: Response) -> AsyncIterator[bytes]:
+        body = super().pieces(response)
+        return _AtComments(body) if self._asked else body
 
     def continued(self, request: Request) -> Request:
         kept = tuple(pair for pair in request.headers if pair[0].lower() != "last-event-id")
@@ -132,16 +150,17 @@ class _ServerSent(ItemStream[T]):
 
     def onward(self, request: Request, failure: PenstockError | None) -> Request | None:
         if self._reconnect == "strict":
-            ended = self._over and failure is None
+            ended = failure is None and (self._over or not self.repeatable(request))
             return None if ended or isinstance(failure, StatusError) else self.continued(request)
         if self._reconnect == "never" and self._events is not None:
             return None
         if failure is not None and self.begun and self.last_event_id:
             return self.continued(request)
-        return super().onward(request, failure)
+        onward = super().onward(request, failure)
+        return None if onward is None else self.continued(onward)
 
     def pause(self, failure: PenstockError | None, failures: int, asked: float) -> float:
-        retry_ms = self._retry_ms if self._events is None else self._events.retry_ms
+        retry_ms = self.retry_ms
         maximum = self._retry.retry_after_maximum
         if failure is None:
             return reconnect_pause(self._retry.backoff, 0, retry_ms, random.random(), maximum)
@@ -180,23 +199,26 @@ class _Events(Generic[T]):
         "_judge",
         "_plain",
         "_refused",
-        "_resumed_at",
         "_stream",
         "_terminator",
     )
 
     def __init__(
-        self, stream: _ServerSent[T], terminator: Terminator | None, cursor: Cursor, last_event_id: str
+        self,
+        stream: _ServerSent[T],
+        terminator: Terminator | None,
+        cursor: Cursor,
+        last_event_id: str,
+        retry_ms: int | None,
     ) -> None:
         self._stream = stream
         self._cursor = cursor
         self._judge = None if terminator in (None, Terminator()) else terminator.judge
         self._terminator = terminator
-        self._resumed_at = last_event_id
         self._inherits = bool(last_event_id)
         self._plain = type(stream).convert is _ServerSent.convert
         self._refused = 0
-        self._before = stream._retry_ms
+        self._before = retry_ms
         cursor.resume(last_event_id)
         notify = stream._notify
         self._decoder = sse.Decoder(
@@ -209,8 +231,7 @@ class _Events(Generic[T]):
     @property
     def last_event_id(self) -> str:
         """As of the last event that was dispatched, over all connections."""
-        id_ = self._decoder.last_event_id
-        return self._resumed_at if id_ == INHERITED else id_
+        return self._cursor.place(self._decoder.last_event_id)
 
     @property
     def retry_ms(self) -> int | None:
@@ -227,15 +248,14 @@ class _Events(Generic[T]):
             return cast("list[T]", events)
         if self._inherits:
             events = self._resumed(events)
-        if self._judge is not None:
-            events = self._judged(events)
         if events:
             self._cursor.passed(events)
+        if self._judge is not None:
+            events = self._judged(events)
         return cast("list[T]", events) if self._plain else self._converted(events)
 
     def close(self) -> list[T]:
         self._decoder.close()
-        self._stream._retry_ms = self.retry_ms
         return []
 
     def _resumed(self, events: list[sse.Event]) -> list[sse.Event]:
@@ -268,6 +288,8 @@ class _Events(Generic[T]):
             if judgement == "end":
                 self._stream.end()
                 break
+        if self._stream.content_only:
+            self._stream.only_pings = all(judge(event) == "ping" for event in events)
         return passed
 
     def _converted(self, events: list[sse.Event]) -> list[T]:
@@ -279,6 +301,26 @@ class _Events(Generic[T]):
                 self._refused += 1
                 self._stream.malformed(event, str(error).partition("\n")[0])
         return values
+
+
+class _AtComments:
+    """A body in pieces that begin where comments do, so that each is told after the events that came before it."""
+
+    def __init__(self, body: AsyncIterator[bytes]) -> None:
+        self._body = body
+        self._left: list[bytes] = []
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._left:
+            return self._left.pop()
+        data = await anext(self._body)
+        if b":" not in data:
+            return data
+        self._left = _COMMENT.split(data)[::-1]
+        return self._left.pop()
 
 
 class EventStream(_ServerSent[sse.Event]):

@@ -11,10 +11,11 @@ import asyncio
 import logging
 import random
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import cast
 
 import httpx2
@@ -28,6 +29,7 @@ from penstock.errors import (
     CircuitOpenError,
     PenstockError,
     ProtocolError,
+    ReadError,
     ReadTimeout,
     RetriesExhausted,
     StreamError,
@@ -52,6 +54,7 @@ CREDENTIALS = (
 )
 
 SPENT = ", for the client's retry budget is spent"
+CLOSED = ", for the client was closed"
 
 Judge = Callable[[End], PenstockError | None]
 
@@ -74,8 +77,12 @@ class Exchange:
         self._circuits = None if breaker is None else Circuits(_guarded(breaker))
         self._budget = None if budget is None else Budget(budget)
         self._running: set[object] = set()
+        self._bodies: weakref.WeakSet[Response] = weakref.WeakSet()
+        self._sending: set[asyncio.Timeout] = set()
+        self._pauses: set[asyncio.Future[None]] = set()
         self._idle: asyncio.Event | None = None
         self.closing = False
+        self._closed = False
 
     # -- circuits and budget -------------------------------------------------------------------------------------
 
@@ -128,10 +135,26 @@ class Exchange:
         if self._idle is not None and not self._running:
             self._idle.set()
 
+    async def pause(self, seconds: float) -> None:
+        """Wait before another attempt; no longer, once the client is closing and there will be none."""
+        over = asyncio.get_running_loop().create_future()
+        self._pauses.add(over)
+        try:
+            async with asyncio.timeout(seconds):
+                await over
+        except TimeoutError:
+            pass
+        finally:
+            self._pauses.discard(over)
+
     async def drain(self, grace: float) -> None:
-        """Let nothing new begin, and wait for what runs to end, at most so long [s]."""
+        """Let nothing new begin, and wait for what runs to end, at most so long [s]. Several may wait for it."""
         self.closing = True
-        self._idle = asyncio.Event()
+        for over in self._pauses:
+            if not over.done():
+                over.set_result(None)
+        if self._idle is None:
+            self._idle = asyncio.Event()
         if not self._running or grace <= 0:
             return
         try:
@@ -139,6 +162,15 @@ class Exchange:
                 await self._idle.wait()
         except TimeoutError:
             pass
+
+    async def abort(self) -> None:
+        """Break what still runs: whoever waits for a response or reads one is told so."""
+        self._closed = True
+        for timer in self._sending:
+            if not timer.expired():
+                timer.reschedule(0.0)
+        for response in list(self._bodies):
+            await response.abandon()
 
     # -- attempts ------------------------------------------------------------------------------------------------
 
@@ -180,7 +212,9 @@ class Exchange:
                 await refused.aclose()
             if closed is not None:
                 raise closed from failure
-            await asyncio.sleep(pause)
+            await self.pause(pause)
+            if self.closing:
+                raise exhausted(failure, request.attempt, CLOSED) from failure.__cause__
             request = replace(request, attempt=request.attempt + 1)
 
     async def attempt(self, request: Request, deadline: float | None, *, judge: Judge | None = None) -> Response:
@@ -194,9 +228,15 @@ class Exchange:
         self._check_open()
         if request.attempt == 1 and self._budget is not None:
             self._budget.request(time.monotonic())
-        response = await self._guarded_attempt(request, deadline, judge)
-        self._running.add(response)
-        response.on_end(lambda end: self._ended(response))
+        exchange = object()  # not the response: one that its reader forgot must not live on because of us
+        self._running.add(exchange)
+        try:
+            response = await self._guarded_attempt(request, deadline, judge)
+        except BaseException:
+            self._ended(exchange)
+            raise
+        self._bodies.add(response)
+        response.on_end(lambda end: self._ended(exchange))
         return response
 
     async def _guarded_attempt(self, request: Request, deadline: float | None, judge: Judge | None) -> Response:
@@ -264,18 +304,26 @@ class Exchange:
     async def _transmit(self, request: Request, deadline: float | None) -> Response:
         started_at = asyncio.get_running_loop().time()
         url = seam.shown(request.url)
+        closed = partial(ReadError, f"{url}: the client was closed before the response came", url=url)
+        if self._closed:
+            raise closed()
         timer = asyncio.timeout_at(deadline)
+        self._sending.add(timer)
         try:
             async with timer:
                 raw = await self._send_following(self._build(request), request)
         except TimeoutError:
             if not timer.expired():
                 raise  # of the request's own body: its source stalled
+            if self._closed:
+                raise closed() from None
             raise ReadTimeout(
                 f"{url}: no response within the total timeout of {request.timeout.total:g} s", url=url
             ) from None
         except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
             raise seam.translate(error, request.url, "request") from error
+        finally:
+            self._sending.discard(timer)
         return Response(raw, request, started_at=started_at, deadline=deadline)
 
     def _build(self, request: Request) -> httpx2.Request:
@@ -322,7 +370,8 @@ class Exchange:
             response = await self.http.send(outgoing, stream=True, auth=auth, follow_redirects=False)
             # The timer for the headers has done its work; from here on each read of the body has its own.
             outgoing.extensions["timeout"]["read"] = None
-            if not follow or response.next_request is None:
+            leads = response.headers.get("location", "").strip()
+            if not follow or not leads or response.next_request is None:
                 return response
             await response.aclose()
             onward = response.next_request

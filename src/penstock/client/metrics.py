@@ -122,7 +122,7 @@ class Gaps:
         for bucket, count in counts:
             left -= count
             if left <= 0:
-                return _middle(bucket)
+                return min(_middle(bucket), self.longest)
         return None
 
 

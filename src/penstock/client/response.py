@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -22,11 +23,14 @@ from penstock.client import seam
 from penstock.client.request import Request
 from penstock.engine.connection import Exchange, Patience
 from penstock.engine.splice import Splice
-from penstock.errors import DecodeError, LimitExceeded, PenstockError, StatusError, StreamStalled
+from penstock.errors import DecodeError, LimitExceeded, PenstockError, StatusError, StreamStalled, StreamTruncated
 from penstock.wire import coding
 from penstock.wire import headers as fields
 
 MAX_READ_BYTES = 64 * 1024 * 1024
+
+TICK = 0.005
+"""By how much a timer may go off before its instant: loops round their clocks to a millisecond [s]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,7 @@ class Response:
         self._content_patience: float | None = None
         self._concluded = False
         self._callbacks: list[Callable[[End], None]] = []
+        self._loop = asyncio.get_running_loop()
         self._on_first: Callable[[], None] | None = None
         self.end: End | None = None
         self.request = request
@@ -307,7 +312,9 @@ class Response:
                     yield part
             decoder.close()
         except PenstockError as error:
-            raise (error if error.url is not None else seam.located(error, self.url)) from None
+            known = error if error.url is not None else seam.located(error, self.url)
+            await self.fail(known)
+            raise known from None
         finally:
             await body.aclose()
 
@@ -346,6 +353,8 @@ class Response:
         self._source = source
 
         async def read() -> bytes:
+            if self._raw.is_closed:  # under us: what httpx2 gives then looks like a proper end
+                raise StreamTruncated("the connection was closed")
             patience = timeout.between_events if self.bytes_received else timeout.first_event
             timer = asyncio.timeout_at(_earlier(loop.time(), patience, self._until))
             try:
@@ -359,6 +368,10 @@ class Response:
         return read
 
     async def _pieces(self, read: Callable[[], Awaitable[bytes]]) -> AsyncGenerator[bytes, None]:
+        overdue = None
+        if self._deadline is not None:
+            # A reader with enough to do never waits, and the timers look at those who wait.
+            overdue = self._loop.call_at(self._deadline, _let_go, self._raw)
         try:
             while piece := await read():
                 if not self.bytes_received and self._on_first is not None:
@@ -377,6 +390,8 @@ class Response:
         else:
             await self._close("complete")
         finally:
+            if overdue is not None:
+                overdue.cancel()
             if self._source is not None:
                 with anyio.CancelScope(shield=True):
                     await self._source.aclose()
@@ -388,8 +403,9 @@ class Response:
 
     def _known(self, error: Exception) -> PenstockError:
         """Our error, with the URL in it."""
-        if isinstance(error, StreamStalled):
-            return StreamStalled(f"{self.url}: {self._patience_lost(asyncio.get_running_loop().time())}", url=self.url)
+        now = self._loop.time() + TICK
+        if isinstance(error, StreamStalled) or (self._deadline is not None and now >= self._deadline):
+            return StreamStalled(f"{self.url}: {self._patience_lost(now)}", url=self.url)
         return seam.translate(error, self.url, "body", received=self.bytes_received)
 
     def _patience_lost(self, now: float) -> str:
@@ -471,19 +487,61 @@ class Response:
             return
         if self._concluded:
             reason, error = "complete", None
-        seconds = asyncio.get_running_loop().time() - self._started_at
-        self.end = End(reason, self.bytes_received, seconds, error)
+        self.end = End(reason, self.bytes_received, self._loop.time() - self._started_at, error)
         try:
-            with anyio.CancelScope(shield=True):  # whoever cancels us wants the connection closed, not forgotten
-                await self._raw.aclose()
-        except Exception:
-            pass  # the body's end is settled already: a socket that cannot be closed properly changes nothing about it
+            await self.abandon()
         finally:
-            # Each has its turn even if one before it raises: a permit or a place may hang on it.
-            with ExitStack() as turns:
-                for callback in reversed(self._callbacks):
-                    turns.callback(callback, self.end)
-                self._callbacks.clear()
+            _tell(self._callbacks, self.end)
+
+    async def abandon(self) -> None:
+        """Close the connection under whoever reads the body, who finds it broken. The end is for the reader to find."""
+        # Whoever cancels us wants the connection closed, not forgotten; and one that cannot be closed properly changes
+        # nothing about what came of the body.
+        with anyio.CancelScope(shield=True), suppress(Exception):
+            await self._raw.aclose()
+
+    def __del__(self) -> None:
+        # Forgotten by its reader, neither read nor closed. A breaker's permit or a place may hang on its end, and the
+        # garbage collector comes at any time, in any thread: so the loop is asked to do what `aclose` would have done.
+        if self.end is not None:
+            return
+        was_closed = self._raw.is_closed  # with its client
+        self.end = End("cancelled", self.bytes_received, self._loop.time() - self._started_at)
+        with suppress(RuntimeError):  # the loop is closed: nobody waits for anything there
+            self._loop.call_soon_threadsafe(_forgotten, self._raw, self._callbacks, self.end)
+        if not was_closed:
+            unread = f"{self!r} was neither read to its end nor closed"
+            warnings.warn(unread, ResourceWarning, stacklevel=1, source=self)
+
+
+def _tell(callbacks: list[Callable[[End], None]], end: End) -> None:
+    """Tell how a body ended, to each even if one before it raises: a permit or a place may hang on it."""
+    with ExitStack() as turns:
+        for callback in reversed(callbacks):
+            turns.callback(callback, end)
+        callbacks.clear()
+
+
+def _forgotten(raw: httpx2.Response, callbacks: list[Callable[[End], None]], end: End) -> None:
+    """End a response that is no more."""
+    _let_go(raw)
+    _tell(callbacks, end)
+
+
+def _let_go(raw: httpx2.Response) -> None:
+    """Close a connection from where nobody can wait for it."""
+
+    async def close() -> None:
+        with suppress(Exception):
+            await raw.aclose()
+
+    closing = asyncio.ensure_future(close())
+    _closing.add(closing)
+    closing.add_done_callback(_closing.discard)
+
+
+_closing: set[asyncio.Future[None]] = set()
+"""The loop itself holds tasks weakly."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,8 @@ _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 def absolute_url(base: str, url: str) -> str:
     """Join a path to the base URL, and check that the result can be asked for.
 
+    The path goes behind the base's path, and its query behind the base's query.
+
     Raises:
         InvalidURL: Not a URL, no host, or a scheme other than http and https.
     """
@@ -50,10 +52,7 @@ def absolute_url(base: str, url: str) -> str:
             raise InvalidURL(
                 f"{shown(url)!r} is not a full URL: write it with http:// or https:// and a host", url=shown(url)
             )
-        if url.startswith("?"):
-            url = base + url
-        else:
-            url = f"{base.rstrip('/')}/{url.lstrip('/')}" if url else base
+        url = _joined(base, url)
     said = shown(url)
     try:
         parsed = httpx2.URL(url)
@@ -68,6 +67,17 @@ def absolute_url(base: str, url: str) -> str:
     if parsed.port is not None and not 0 < parsed.port < 65536:
         raise InvalidURL(f"{said!r}: the port must be from 1 to 65535", url=said)
     return url
+
+
+def _joined(base: str, url: str) -> str:
+    base, _, _ = base.partition("#")
+    path, hash_mark, fragment = url.partition("#")
+    path, _, query = path.partition("?")
+    base, _, base_query = base.partition("?")
+    if path:
+        base = f"{base.rstrip('/')}/{path.lstrip('/')}"
+    query = "&".join(filter(None, (base_query, query)))
+    return f"{base}{query and '?'}{query}{hash_mark}{fragment}"
 
 
 def origin_of(url: str) -> str:

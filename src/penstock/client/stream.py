@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from types import TracebackType
@@ -88,6 +88,7 @@ class ItemStream(Generic[T]):
 
     Attributes:
         response: The response being read; None before the first attempt was answered.
+        only_pings: The decoder's to say: whether the items that it gave last are signs of life and no content.
     """
 
     accept = "*/*"
@@ -115,6 +116,7 @@ class ItemStream(Generic[T]):
         self._restarting = False
         self._over = False
         self._fault: PenstockError | None = None
+        self.only_pings = False
         self.response: Response | None = None
 
     # -- what a kind of stream decides ---------------------------------------------------------------------------
@@ -133,6 +135,10 @@ class ItemStream(Generic[T]):
     def accepts_status(self, status: int) -> bool:
         """Whether a response of this status may be such a stream; what a redirect that leads nowhere says is none."""
         return 200 <= status < 300
+
+    def pieces(self, response: Response) -> AsyncIterator[bytes]:
+        """The body in the pieces that the decoder is given."""
+        return aiter(response)
 
     def continued(self, request: Request) -> Request:
         """The request that goes on from where the stream stands."""
@@ -170,6 +176,11 @@ class ItemStream(Generic[T]):
         return ""
 
     @property
+    def content_only(self) -> bool:
+        """Whether somebody asks what of the items is content."""
+        return self._request.timeout.content_only
+
+    @property
     def begun(self) -> bool:
         """Whether an item has come."""
         return self._tally is not None and self._tally.first_at is not None
@@ -197,6 +208,7 @@ class ItemStream(Generic[T]):
         await self.aclose()
 
     def __aiter__(self) -> AsyncIterator[T]:
+        self._check_unbroken()
         if self._items is None:
             self._items = self._each()
         return self._items
@@ -206,15 +218,21 @@ class ItemStream(Generic[T]):
 
         Raises as iterating does. Not to be mixed with it.
         """
+        self._check_unbroken()
         batch: list[T] = await anext(self._batches(), [])
         if self._tally is not None:
             self._tally.total += len(batch)
         return batch
 
+    def _check_unbroken(self) -> None:
+        """What was closed in its middle must not look like a stream that has come to its end."""
+        if self._stopped and self._tally is not None and self._tally.reason == "cancelled":
+            raise RuntimeError("the stream was closed before its end")
+
     async def aclose(self) -> None:
         """Stop reading and let go of the connection. Safe to call twice, and while another task reads.
 
-        That task gets a `StreamError`: an iteration that ends quietly means that all came.
+        That task, if it waits for an item, gets a `StreamError`: an iteration that ends quietly means that all came.
         """
         self._stopped = True
         for generator in (self._items, self._source):
@@ -226,7 +244,11 @@ class ItemStream(Generic[T]):
                 await self._wake()
 
     async def restart(self) -> None:
-        """Let go of the connection and make another at once, from where the stream stands. It is no failure."""
+        """Let go of the connection and make another at once, from where the stream stands. It is no failure.
+
+        Whether the request may be sent twice is the caller's to know. Where its body can be read only once it cannot,
+        and who reads gets a `StreamError`.
+        """
         self._restarting = True
         await self._wake()
 
@@ -292,8 +314,9 @@ class ItemStream(Generic[T]):
             raise RuntimeError("the stream was closed before it was read")
         tally = self._tally = Tally(time.monotonic())
         request: Request | None = exchange.outgoing(self._request)
-        total = self._request.timeout.total
-        deadline = None if total is None else asyncio.get_running_loop().time() + total
+        timeout = self._request.timeout
+        content_only = timeout.content_only
+        deadline = None if timeout.total is None else asyncio.get_running_loop().time() + timeout.total
         failures = 0
         try:
             with self._exchange.running(self):
@@ -302,13 +325,27 @@ class ItemStream(Generic[T]):
                     self._restarting = False
                     before = tally.last_at
                     try:
-                        async with aclosing(self._attempt(request, deadline, tally)) as batches:
-                            async for batch in batches:
-                                tally.arrived(time.monotonic())
-                                yield batch
+                        async with self._attempt(request, deadline, tally) as reading:
+                            if reading is not None:
+                                response, decoder = reading
+                                feed, received = decoder.feed, tally.bytes
+                                async for data in self.pieces(response):
+                                    tally.bytes = received + response.bytes_received
+                                    if items := feed(data):
+                                        tally.arrived(time.monotonic())
+                                        yield items
+                                    if self._over or self._restarting:
+                                        break
+                                    if content_only and items and not self.only_pings:
+                                        self._expect_content(response, timeout.between_events)
+                                if not (self._over or self._restarting) and (items := decoder.close()):
+                                    tally.arrived(time.monotonic())
+                                    yield items
+                                await self._settle(response)
                     except PenstockError as error:
                         failure = error if error.url is not None else seam.located(error, request.url)
-                    failures = (0 if tally.last_at != before else failures) + (failure is not None)
+                    failed = failure is not None and not self._restarting
+                    failures = (0 if tally.last_at != before else failures) + failed
                     request = await self._next(request, failure, failures, deadline, tally)
             tally.stop(time.monotonic(), "complete")
         except Exception as error:
@@ -335,10 +372,11 @@ class ItemStream(Generic[T]):
         Raises:
             PenstockError: There is no way on, or none that is worth it.
         """
-        if self._stopped:
-            url = seam.shown(request.url)
-            raise StreamError(f"{url}: the stream was closed while it was being read", url=url) from failure
+        self._check_open(request, failure)
         if self._restarting:
+            if not _replayable(request):
+                url = seam.shown(request.url)
+                raise StreamError(f"{url}: no restart: the request's body can be sent only once", url=url)
             onward, pause, failure = self.continued(request), 0.0, None
         else:
             onward_or_none = self.onward(request, failure)
@@ -352,8 +390,16 @@ class ItemStream(Generic[T]):
         tally.restarts += self.begun and not self.place
         onward = replace(onward, attempt=request.attempt + 1)
         self._notify(Reconnecting(onward.attempt, pause, failure, self.place))
-        await self._interruptibly(asyncio.sleep(pause))
+        await self._interruptibly(self._exchange.pause(pause))
+        self._check_open(request, failure)
+        if self._exchange.closing:
+            raise self._given_up(failure, request, exchange.CLOSED)
         return onward
+
+    def _check_open(self, request: Request, failure: PenstockError | None) -> None:
+        if self._stopped:
+            url = seam.shown(request.url)
+            raise StreamError(f"{url}: the stream was closed while it was being read", url=url) from failure
 
     async def _interruptibly(self, work: Awaitable[R]) -> R | None:
         """Wait for it, until somebody calls `_wake`: then it is cancelled, and None."""
@@ -375,9 +421,8 @@ class ItemStream(Generic[T]):
         """The request that goes on, and the pause before it; raises where there is none."""
         pause: float | None = 0.0
         if failure is not None:
-            may_repeat = self._retry.may_repeat(request.method, has_key=request.has_header("idempotency-key"))
-            pause = exchange.retry_pause(self._retry, failure, failures, may_repeat=may_repeat)
-        if onward is None or pause is None or (onward.body is not None and not onward.body.replayable):
+            pause = exchange.retry_pause(self._retry, failure, failures, may_repeat=self._may_repeat(request))
+        if onward is None or pause is None or not _replayable(onward):
             raise self._given_up(failure, request)
         pause = self.pause(failure, failures, pause)
         if self._exchange.closing or not exchange.within(deadline, pause):
@@ -388,62 +433,63 @@ class ItemStream(Generic[T]):
             raise self._given_up(failure, request, exchange.SPENT)
         return onward, pause
 
+    def repeatable(self, request: Request) -> bool:
+        """Whether it can be sent once more after it was answered: the whole of it, and without harm."""
+        return _replayable(request) and self._may_repeat(request)
+
+    def _may_repeat(self, request: Request) -> bool:
+        return self._retry.may_repeat(request.method, has_key=request.has_header("idempotency-key"))
+
     def _given_up(self, failure: PenstockError | None, request: Request, why: str = "") -> PenstockError:
         if failure is None:  # a clean end that was to be followed by another connection
             url = seam.shown(request.url)
-            failure = StreamTruncated(f"{url}: the stream ended, and there is no time to connect again{why}", url=url)
+            failure = StreamTruncated(f"{url}: the stream ended, and there is no other connection to follow", url=url)
         error = exchange.exhausted(failure, request.attempt, why)
         error.__cause__ = failure.__cause__
         return error
 
-    async def _attempt(self, request: Request, deadline: float | None, tally: Tally) -> AsyncGenerator[list[T], None]:
-        """One attempt's items, in batches as the reads of the body completed them."""
+    @asynccontextmanager
+    async def _attempt(
+        self, request: Request, deadline: float | None, tally: Tally
+    ) -> AsyncIterator[tuple[Response, Decoder[T]] | None]:
+        """One attempt: a response that is such a stream, and what decodes it; None where nothing is to be read."""
         self._over, self._fault, self.response = False, None, None
         opening = self._exchange.attempt(request, deadline, judge=self._judge)
         self.response = await self._interruptibly(opening)
         if self.response is None:
+            yield None
             return
         async with self.response as response:
             if self._stopped or self._restarting:
+                yield None
                 return
             if not self.accepts_status(response.status):
                 raise response.status_error(await response.beginning())
             if response.status in (HTTPStatus.NO_CONTENT, HTTPStatus.RESET_CONTENT):
                 self._over = True
                 await response.conclude()
+                yield None
                 return
             if not self.accepts(response.content_type):
                 raise self._wrong_type(response)
             decoder = self.decoder()
             self._notify(Connected(response, request.attempt))
-            feed, before, timeout = decoder.feed, tally.bytes, request.timeout
-            content_only = timeout.content_only
-            if content_only:
-                self._expect_content(response, timeout.first_event)
+            if request.timeout.content_only:
+                self._expect_content(response, request.timeout.first_event)
             try:
-                async for data in response:
-                    tally.bytes = before + response.bytes_received
-                    if items := feed(data):
-                        yield items
-                    if self._over or self._restarting:
-                        break
-                    if content_only and items:
-                        self._expect_content(response, timeout.between_events)
+                yield response, decoder
             except PenstockError as error:
-                if isinstance(error, DecodeError):
+                # Only the decoder knows no URL: it failed at an item. One that the end cut off it has counted itself.
+                if error.url is None and not (isinstance(error, DecodeError) and decoder.dropped):
                     tally.total += 1
                     tally.failed += 1
-                with suppress(PenstockError):
-                    decoder.close()
+                if not self._over:
+                    with suppress(PenstockError):
+                        decoder.close()
                 raise
-            else:
-                if not (self._over or self._restarting) and (items := decoder.close()):
-                    yield items
-                await self._settle(response)
             finally:
-                if not (self._over or self._restarting):
-                    tally.total += decoder.dropped
-                    tally.failed += decoder.dropped
+                tally.total += decoder.dropped
+                tally.failed += decoder.dropped
 
     def _expect_content(self, response: Response, patience: float | None) -> None:
         now = asyncio.get_running_loop().time()
@@ -476,6 +522,10 @@ class ItemStream(Generic[T]):
             content_type=response.content_type,
             url=response.url,
         )
+
+
+def _replayable(request: Request) -> bool:
+    return request.body is None or request.body.replayable
 
 
 def _nobody(notice: object) -> None:
