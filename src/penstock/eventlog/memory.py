@@ -1,0 +1,402 @@
+"""The event log in memory: bounded, and gone with its process.
+
+The log and its producers live and die together, so no lease can run out and what is appended is stored. An append
+touches two lists and compares one number: what a stream may hold is granted by the log in slices, and only at the end
+of a slice does anybody look at the limits.
+
+===========================  =====================================================================================
+at the end of a slice        what happens
+===========================  =====================================================================================
+the log has room             the next slice
+the log is full              finished streams lose their records, those that ended first before the others
+…and nothing has finished,   the stream drops its oldest records, an eighth of what it holds at a time
+or the stream is full
+…and its fastest reader      the source is paused until the reader has moved on; if it goes on for as much again, the
+has not read them            records are dropped all the same
+===========================  =====================================================================================
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+from penstock.errors import LimitExceeded, ReplayGap
+from penstock.eventlog.base import (
+    DEFAULT_RETENTION,
+    EventLog,
+    Page,
+    Producer,
+    Promise,
+    Reason,
+    Retention,
+    State,
+    Stream,
+    StreamInfo,
+    new_stream_id,
+)
+from penstock.eventlog.live import LiveStream, Pause
+
+OVERHEAD = 96
+"""Bytes that a record takes beside its own: the object and its places in two lists."""
+
+STREAM_OVERHEAD = 2048
+"""Bytes that a stream takes beside its records and its head."""
+
+SLICE = 4096
+"""Bytes that a stream is granted at a time."""
+
+
+class MemoryLog(EventLog):
+    """Streams in this process's memory, within the bounds of `retention`, overhead of the objects included.
+
+    Args:
+        retention: How much is kept.
+        clock: Monotonic seconds, for the age of what has ended.
+        wall: Seconds since the epoch of Unix, for what is shown.
+        new_id: Makes the names of streams that come without.
+    """
+
+    persistent = False
+    shared = False
+    trouble = None
+
+    def __init__(
+        self,
+        *,
+        retention: Retention = DEFAULT_RETENTION,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+        new_id: Callable[[], str] = new_stream_id,
+    ) -> None:
+        self.retention = retention
+        self._clock = clock
+        self._wall = wall
+        self._new_id = new_id
+        self.first_slice = min(SLICE, retention.max_stream_bytes)
+        self._held = 0
+        self._streams: dict[str, MemoryStream] = {}
+        self._keys: dict[tuple[str, str], MemoryStream] = {}
+        # In the order of their ends; and those of them that still have records.
+        self._finished: OrderedDict[str, MemoryStream] = OrderedDict()
+        self._replayable: OrderedDict[str, MemoryStream] = OrderedDict()
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    @property
+    def held(self) -> int:
+        """Bytes that are granted to streams, overhead included."""
+        return self._held
+
+    async def start(self) -> None:
+        """Nothing is to be opened."""
+
+    async def aclose(self) -> None:
+        """End what still runs as ``producer_lost``."""
+        for stream in list(self._streams.values()):
+            stream.end("producer_lost")
+        self.abort()
+
+    def abort(self) -> None:
+        """Stop looking after what is kept."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+
+    async def open(
+        self,
+        key: str | None,
+        owner: str,
+        head: bytes,
+        *,
+        id: str | None = None,
+        promise: Promise = "fast",
+        replacing: str | None = None,
+    ) -> tuple[Stream, Producer | None]:
+        """Create a stream, or join the one that runs under that key; see `EventLog.open`."""
+        self._sweep()
+        running = self._keys.get((owner, key)) if key is not None else None
+        if running is not None and running.state is not State.ENDED and running.id != replacing:
+            return running, None
+        if id is not None and id in self._streams:
+            raise ValueError(f"there is a stream {id!r} already")
+        self._admit(STREAM_OVERHEAD + len(head) + self.first_slice)
+        stream = MemoryStream(self, id or self._new_id(), owner, key, head, promise)
+        self._streams[stream.id] = stream
+        if key is not None:
+            self._keys[owner, key] = stream
+        if running is not None:
+            running._tell_stop()
+        return stream, stream
+
+    async def get(self, id: str) -> Stream | None:
+        """The stream of that id; None if there is none, or no longer."""
+        self._sweep()
+        return self._streams.get(id)
+
+    async def find(self, key: str, owner: str) -> Stream | None:
+        """The latest stream of that key; None if there is none, or no longer."""
+        self._sweep()
+        return self._keys.get((owner, key))
+
+    async def streams(self, owner: str | None = None) -> list[StreamInfo]:
+        """The streams there are, the latest opened first; those of one owner, or all."""
+        self._sweep()
+        return [stream.info() for stream in reversed(self._streams.values()) if owner is None or stream.owner == owner]
+
+    # -- keeping within bounds -------------------------------------------------------------------------------------
+
+    def _admit(self, wanted: int) -> None:
+        while len(self._streams) >= self.retention.max_streams:
+            if not self._finished:
+                raise LimitExceeded(
+                    f"{self.retention.max_streams} streams run, and the log keeps no more", limit="max_streams"
+                )
+            self._forget(next(iter(self._finished.values())))
+        while not self._reserve(wanted):
+            if not self._finished:
+                raise LimitExceeded(
+                    f"the log holds {self._held} bytes of streams that run, and keeps no more", limit="max_bytes"
+                )
+            self._forget(next(iter(self._finished.values())))
+
+    def _reserve(self, wanted: int) -> bool:
+        """Grant bytes, at the cost of finished streams; False if there are not so many."""
+        limit = self.retention.max_bytes
+        while self._held + wanted > limit and self._replayable:
+            _, oldest = self._replayable.popitem(last=False)
+            oldest._drop(oldest.sequence)
+            oldest._settle()
+        if self._held + wanted > limit:
+            return False
+        self._held += wanted
+        return True
+
+    def _has_ended(self, stream: MemoryStream) -> None:
+        stream.ended_at = self._clock()
+        self._finished[stream.id] = stream
+        if stream.sequence > stream.earliest:
+            self._replayable[stream.id] = stream
+        if self._sweeper is None:
+            self._sweep_later(self.retention.age)
+
+    def _sweep(self) -> None:
+        """Forget what ended too long ago, but for what somebody still reads."""
+        oldest_kept = self._clock() - self.retention.age
+        expired = []
+        for stream in self._finished.values():
+            if stream.ended_at > oldest_kept:
+                break
+            if not stream.readers:
+                expired.append(stream)
+        for stream in expired:
+            self._forget(stream)
+
+    def _forget(self, stream: MemoryStream) -> None:
+        del self._streams[stream.id], self._finished[stream.id]
+        self._replayable.pop(stream.id, None)
+        if stream.key is not None and self._keys.get((stream.owner, stream.key)) is stream:
+            del self._keys[stream.owner, stream.key]
+        stream._drop(stream.sequence)
+        stream._settle()
+        self._held -= STREAM_OVERHEAD + stream.head_bytes
+
+    def _sweep_later(self, seconds: float) -> None:
+        self._sweeper = asyncio.get_running_loop().call_later(max(seconds, 1.0), self._sweep_and_look_again)
+
+    def _sweep_and_look_again(self) -> None:
+        self._sweeper = None
+        self._sweep()
+        if self._finished:
+            oldest = next(iter(self._finished.values()))
+            self._sweep_later(oldest.ended_at + self.retention.age - self._clock())
+
+
+class MemoryStream(LiveStream):
+    """A stream in memory. `MemoryLog.open` makes it."""
+
+    __slots__ = (
+        "_base_offset",
+        "_ceiling",
+        "_granted",
+        "_log",
+        "_offsets",
+        "_records",
+        "ended_at",
+        "head_bytes",
+        "opened_at",
+    )
+
+    def __init__(self, log: MemoryLog, id: str, owner: str, key: str | None, head: bytes, promise: Promise) -> None:
+        super().__init__(id, owner, key, 1, head, promise)
+        self._log = log
+        self.head_bytes = len(head)
+        self.opened_at = log._wall()
+        self.ended_at = 0.0
+        # Those after `earliest`, and where each ends.
+        self._records: list[bytes] = []
+        self._offsets: list[int] = []
+        self._base_offset = 0
+        self._granted = self._ceiling = log.first_slice  # the ceiling is one of `offset + OVERHEAD * sequence`
+
+    @property
+    def appended(self) -> int:
+        """The sequence of the last record."""
+        return self.sequence
+
+    @property
+    def appended_offset(self) -> int:
+        """Where the last record ends [bytes]."""
+        return self.offset
+
+    def start(self, head: bytes | None = None) -> bool:
+        """Go from STARTING to RUNNING; see `Producer.start`."""
+        if self.state is not State.STARTING:
+            return False
+        if head is not None:
+            self._log._held += len(head) - self.head_bytes
+            self.head, self.head_bytes = head, len(head)
+        self.state = State.RUNNING
+        self._wake()
+        return True
+
+    def append(self, records: Sequence[bytes]) -> int:
+        """Append records; see `Producer.append`."""
+        if self.state is not State.RUNNING:
+            self._refuse()
+        offset = self.offset
+        offsets = self._offsets
+        for record in records:
+            offset += len(record)
+            offsets.append(offset)
+        self._records += records
+        self.offset = offset
+        self.sequence = self.stored_sequence = last = self.sequence + len(records)
+        if offset + OVERHEAD * last > self._ceiling:
+            self._make_room()
+        if self._followers:
+            self._tell_records(records, last)
+        if self._waiters:
+            self._wake()
+        if self._on_stored is not None or self._storing:
+            self._tell_stored(last)
+        return last
+
+    def end(self, reason: Reason, detail: bytes = b"") -> bool:
+        """End the stream; see `Producer.end`."""
+        if self.state is State.ENDED:
+            return False
+        end = self._end_record(reason, detail)
+        self.state = State.ENDED
+        self._settle()
+        self._log._has_ended(self)
+        self._tell_end(end)
+        self._tell_stored(end.sequence)
+        return True
+
+    async def request_stop(self) -> bool:
+        """Ask the producer to stop; see `Stream.request_stop`."""
+        return self._tell_stop()
+
+    def info(self) -> StreamInfo:
+        """The stream, as it is listed."""
+        return StreamInfo(
+            id=self.id,
+            owner=self.owner,
+            key=self.key,
+            epoch=self.epoch,
+            state=self.state,
+            sequence=self.sequence,
+            offset=self.offset,
+            earliest=self.earliest,
+            readers=self.readers,
+            opened_at=self.opened_at,
+            ended=self.ended,
+            ended_at=None if self.ended is None else self._log._wall() - (self._log._clock() - self.ended_at),
+        )
+
+    async def _read(self, after: int, max_records: int, max_bytes: int) -> Page:
+        self._check_earliest(after)
+        return self._page(after - self.earliest, 0, max_records, max_bytes, after)
+
+    async def _read_bytes(self, offset: int, max_records: int, max_bytes: int) -> Page:
+        if offset < self._base_offset:
+            raise ReplayGap(
+                f"the bytes from {offset} on were evicted; read from {self._base_offset} on",
+                requested=offset,
+                earliest=self._base_offset,
+            )
+        start = bisect_right(self._offsets, offset)
+        begin = self._offsets[start - 1] if start else self._base_offset
+        return self._page(start, offset - begin, max_records, max_bytes, self.earliest + start)
+
+    def _page(self, start: int, skip: int, max_records: int, max_bytes: int, after: int) -> Page:
+        """The records from an index on, the first without its first bytes."""
+        offsets = self._offsets
+        if start >= len(offsets):
+            return Page((), after, self.offset, self.ended)
+        begin = (offsets[start - 1] if start else self._base_offset) + skip
+        stop = bisect_right(offsets, begin + max_bytes, start)
+        stop = min(max(stop, start + 1), start + max_records)
+        records = self._records[start:stop]
+        if skip:
+            records[0] = records[0][skip:]
+        last = self.earliest + stop
+        return Page(records, last, offsets[stop - 1], self.ended if last == self.sequence else None)
+
+    # -- keeping within bounds -------------------------------------------------------------------------------------
+
+    def _weight(self) -> int:
+        return self.offset - self._base_offset + OVERHEAD * len(self._records)
+
+    def _make_room(self) -> None:
+        limit = self._log.retention.max_stream_bytes
+        wanted = self._weight() - self._granted
+        if self._granted + wanted <= limit:
+            more = max(wanted, min(SLICE, limit - self._granted))
+            if self._log._reserve(more):
+                self._grant(more)
+                self._resume(Pause.READERS)
+                return
+            limit = max(self._granted, self._log.first_slice)  # the log is full: what it has is what it may have
+        cut = self._beyond(limit - limit // 8)
+        fastest = self._fastest()
+        held_back = fastest is not None and fastest < cut and self._weight() <= 2 * limit
+        self._drop(fastest if held_back and fastest is not None else cut)
+        self._settle()
+        if held_back and self._weight() > limit:
+            self._pause(Pause.READERS)
+        else:
+            self._resume(Pause.READERS)
+
+    def _beyond(self, limit: int) -> int:
+        """The cursor behind which what is left is within a limit; never the last record."""
+        held = self._weight()
+        begin = self._base_offset
+        for index, end in enumerate(self._offsets):
+            if held <= limit or index == len(self._offsets) - 1:
+                return self.earliest + index
+            held -= end - begin + OVERHEAD
+            begin = end
+        return self.earliest
+
+    def _drop(self, cursor: int) -> None:
+        """Evict the records up to a cursor."""
+        count = cursor - self.earliest
+        if count > 0:
+            self._base_offset = self._offsets[count - 1]
+            del self._records[:count], self._offsets[:count]
+            self.earliest = cursor
+
+    def _settle(self) -> None:
+        """Give back what is not needed; where more is held than was granted, have it counted."""
+        needed = self._weight()
+        self._log._held += needed - self._granted
+        self._granted = 0
+        self._grant(needed)
+
+    def _grant(self, bytes: int) -> None:
+        self._granted += bytes
+        self._ceiling = self._granted + self._base_offset + OVERHEAD * self.earliest
