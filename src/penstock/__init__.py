@@ -3,6 +3,14 @@
 This is the only door: what is not named here is inside, and may change.
 """
 
+from penstock.client.blocking import (
+    BlockingEventStream,
+    BlockingMultipartBuilder,
+    BlockingRequestBuilder,
+    BlockingResponse,
+    BlockingStream,
+    Client,
+)
 from penstock.client.builder import MultipartBuilder, RequestBuilder
 from penstock.client.client import AsyncClient
 from penstock.client.decode import AsyncEvents, EitherEvents, Events, events
@@ -53,9 +61,15 @@ __all__ = [
     "AsyncClient",
     "AsyncEvents",
     "Backoff",
+    "BlockingEventStream",
+    "BlockingMultipartBuilder",
+    "BlockingRequestBuilder",
+    "BlockingResponse",
+    "BlockingStream",
     "Breaker",
     "BufferedResponse",
     "CircuitOpenError",
+    "Client",
     "Collected",
     "Comment",
     "ConcurrencyLimit",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, assert_type
@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal, assert_type
 import penstock
 from penstock import (
     AsyncClient,
+    BlockingEventStream,
+    BlockingMultipartBuilder,
+    BlockingRequestBuilder,
+    BlockingResponse,
+    BlockingStream,
     BufferedResponse,
+    Client,
     Collected,
     End,
     Event,
@@ -178,3 +184,49 @@ async def pipes() -> None:
     await penstock.pipe(
         penstock.Source(pieces(), length=0), penstock.Multipart("http://b/upload", form={"owner": "me"})
     )
+
+
+def blocking(client: Client, rows: Iterator[bytes]) -> None:
+    assert_type(client.use(penstock.Logging()), Client)
+    assert_type(client.metrics, Metrics)
+    assert_type(client.circuits, dict[str, State])
+    with Client("http://h", retry=3, timeout=penstock.Timeout(connect=5)) as entered:
+        assert_type(entered, Client)
+    builder = client.post("/").json({"a": 1}).header("A", "1").timeout(30).retry(5)
+    assert_type(builder, BlockingRequestBuilder)
+    assert_type(builder.content(rows).content(b"a").content(Path("x")), BlockingRequestBuilder)
+    form = client.multipart("/upload").field("a", "b").file("f", "n", rows, length=3).header("A", "1")
+    assert_type(form, BlockingMultipartBuilder)
+
+    response = builder.send()
+    assert_type(response, BlockingResponse)
+    with response as entered_response:
+        assert_type(entered_response, BlockingResponse)
+    for piece in response:
+        assert_type(piece, bytes)
+    assert_type(response.status, int)
+    assert_type(response.raise_for_status(), BlockingResponse)
+    assert_type(response.read(max_bytes=3), bytes)
+    assert_type(response.text(), str)
+    assert_type(response.end, End | None)
+    assert_type(client.multipart("/").file("f", response.filename, response), BlockingMultipartBuilder)
+    assert_type(builder.read(max_bytes=3), BufferedResponse)
+
+    with client.get("/").events() as events:
+        assert_type(events, BlockingEventStream[Event])
+        for event in events:
+            assert_type(event, Event)
+        assert_type(next(events), Event)
+        assert_type(events.last_event_id, str)
+        assert_type(events.metrics, Metrics)
+        assert_type(events.response, BlockingResponse | None)
+        assert_type(events.collect(max_events=3), Collected[Event])
+    typed = client.get("/").events(model=Answer, reconnect="never")
+    assert_type(typed, BlockingEventStream[Answer])
+    for answer in typed:
+        assert_type(answer, Answer)
+    assert_type(typed.collect().items, list[Answer])
+    assert_type(client.get("/").records(), BlockingStream[Any])
+    assert_type(client.get("/").lines(), BlockingStream[str])
+    assert_type(client.get("/").items(LineStream), BlockingStream[str])
+    assert_type(client.get("/").collect(), Collected[Event])
