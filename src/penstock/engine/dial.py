@@ -15,6 +15,7 @@ import itertools
 import os
 import socket
 import ssl
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -174,8 +175,31 @@ async def _socket_to(loop: asyncio.AbstractEventLoop, address: Address, local: s
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if local is not None:
             sock.bind((local, 0))
-        await loop.sock_connect(sock, where)
+        await _connected(loop, sock, where)
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+async def _connected(loop: asyncio.AbstractEventLoop, sock: socket.socket, where: Any) -> None:
+    """`loop.sock_connect`, without what uvloop does first: ask its thread pool about an address that is known."""
+    if sys.platform == "win32":  # whose loop watches no sockets
+        await loop.sock_connect(sock, where)
+        return
+    code = sock.connect_ex(where)
+    if code in (errno.EINPROGRESS, errno.EAGAIN, errno.EINTR):
+        writable = loop.create_future()
+        loop.add_writer(sock, _tell, writable)
+        try:
+            await writable
+        finally:
+            loop.remove_writer(sock)
+        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if code:
+        raise OSError(code, os.strerror(code))
+
+
+def _tell(writable: asyncio.Future[None]) -> None:
+    if not writable.done():
+        writable.set_result(None)
