@@ -30,8 +30,8 @@ setup: $(STAMP) ## make .venv, with the penstock command in it
 demo: $(STAMP) ## show the three jobs on real servers
 	@$(BIN)/penstock demo
 
-test: $(STAMP) ## run every test but the soak tests
-	@$(BIN)/python -m pytest
+test: $(STAMP) ## run every test but the soak tests, on all cores
+	@$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 soak: $(STAMP) ## run the slow, seeded tests
 	@$(BIN)/python -m pytest -m soak

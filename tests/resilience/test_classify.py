@@ -42,15 +42,6 @@ def status(code: int) -> StatusError:
     return StatusError("s", status=code)
 
 
-class ServerIll(InBandError):
-    server_class = True
-
-
-class AskedForLess(InBandError):
-    server_class = True
-    throttled = True
-
-
 ERRORS: list[tuple[PenstockError, Cause]] = [
     (ConnectError("c", reason="dns"), "dns"),
     (ConnectError("c", reason="refused"), "refused"),
@@ -85,8 +76,8 @@ ERRORS: list[tuple[PenstockError, Cause]] = [
     (StreamTruncated("t"), "truncated"),
     (StreamStalled("t"), "stalled"),
     (InBandError("i"), "in_band"),
-    (ServerIll("i"), "in_band_server"),
-    (AskedForLess("i"), "in_band_throttled"),
+    (InBandError("i", server_class=True), "in_band_server"),
+    (InBandError("i", server_class=True, throttled=True), "in_band_throttled"),
     (ProtocolError("p"), "protocol"),
     (DecodeError("d"), "decode"),
     (LimitExceeded("l", limit="max_bytes"), "limit"),
