@@ -181,7 +181,9 @@ class LiveStream(Stream, Producer):
         return max(cursors, default=None)
 
     def _has_more(self, after: int) -> bool:
-        return self.sequence > after or self.ended is not None or (after < 0 and self.state is not State.STARTING)
+        if after < 0 and self.state is State.STARTING:
+            return self.ended is not None
+        return self.sequence > after or self.ended is not None
 
     # -- telling ---------------------------------------------------------------------------------------------------
 

@@ -344,7 +344,9 @@ class StoredStream(Stream):
         return await self._log._write(self._log._writes.stop, self._number)
 
     def _has_more(self, after: int) -> bool:
-        return self.sequence > after or self.ended is not None or (after < 0 and self.state is not State.STARTING)
+        if after < 0 and self.state is State.STARTING:
+            return self.ended is not None
+        return self.sequence > after or self.ended is not None
 
     def _wake(self) -> None:
         """It may have gone on; or the log was closed."""

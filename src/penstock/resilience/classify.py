@@ -191,9 +191,9 @@ def cause(error: PenstockError) -> Cause:
             return _BY_STATUS.get(error.status, "server_error" if error.status >= 500 else "status")
         case InBandError():
             # Who raised it may know what it says of the server; an error of the caller's own making does not tell.
-            if getattr(error, "throttled", False):
+            if error.throttled:
                 return "in_band_throttled"
-            return "in_band_server" if getattr(error, "server_class", False) else "in_band"
+            return "in_band_server" if error.server_class else "in_band"
     return next((name for kind, name in _BY_KIND if isinstance(error, kind)), "other")
 
 
