@@ -46,9 +46,11 @@ class PenstockError(Exception):
     Attributes:
         category: Where the fault lies: "network", "server", "stream" or "application".
         url: The URL it happened to, without credentials; None where there is none.
+        collected: What had arrived, where the caller had asked for it to be collected; else empty.
     """
 
     category: Category = "application"
+    collected: Sequence[Any] = ()
 
     def __init__(self, message: str, *, url: str | None = None) -> None:
         super().__init__(message)

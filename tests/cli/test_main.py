@@ -15,6 +15,7 @@ from penstock.cli import main, output
 from penstock.cli.run import Interrupted
 from penstock.errors import ConnectError, InvalidURL, RetriesExhausted
 from tests.cli.conftest import Run
+from tests.e2e.canned import Canned
 
 COMMANDS = ["demo", "origin", "relay", "tail", "pipe", "doctor"]
 
@@ -157,6 +158,14 @@ def test_a_failure_says_what_could_be_done(run: Run, monkeypatch: pytest.MonkeyP
             "retryable": True,
         }
     }
+
+
+def test_only_where_a_url_could_stand_is_one_advised(run: Run, prepared: Canned, tmp_path: Path) -> None:
+    done = run("pipe", tmp_path / "nowhere", prepared.url)
+    assert done.code == 1
+    assert done.err.endswith(
+        "/nowhere: No such file or directory; check the path, or write a URL with http:// or https://\n"
+    )
 
 
 def test_a_reader_that_has_left_is_no_failure_to_tell(monkeypatch: pytest.MonkeyPatch) -> None:

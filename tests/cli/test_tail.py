@@ -30,6 +30,33 @@ def test_an_unfinished_event_counts_as_failed(run: Run, prepared: Canned) -> Non
     done = run("tail", url)
     assert (done.code, done.out) == (0, "a\n")
     assert "Total Events: 2\nSuccessful: 1\nFailed: 1\nRetries: 0\nSuccess Rate: 50.0%\n" in done.err
+    assert done.err.splitlines()[-1] == "Stream completed, 1 event could not be used"
+
+
+def test_a_whole_stream_is_completed_successfully(run: Run, prepared: Canned) -> None:
+    url = prepared.answer("/whole", "text/event-stream", b"data: a\n\n")
+    assert run("tail", url).err.splitlines()[-1] == "Stream completed successfully"
+
+
+def test_a_chats_piece_that_cannot_be_read_fails_after_the_text_before_it(run: Run, prepared: Canned) -> None:
+    piece = b'data: {"choices":[{"index":0,"delta":{"content":%s}}]}\n\n'
+    body = piece % b'"The answer is "' + piece % b"3" + piece % b'"NOT ' + piece % b'"yes"' + b"data: [DONE]\n\n"
+    done = run("tail", "--text", prepared.answer("/chat-torn", "text/event-stream", body))
+    assert (done.code, done.out) == (1, "The answer is \n")
+    assert "is no JSON" in done.err.splitlines()[-1]
+    assert "Stream completed" not in done.err
+
+
+@pytest.mark.parametrize("option", [("-d", "@{}"), ("--save", "{}")], ids=lambda option: option[0])
+def test_a_path_that_is_not_there_is_no_url(
+    run: Run, prepared: Canned, tmp_path: Path, option: tuple[str, str]
+) -> None:
+    url = prepared.answer("/whole", "text/event-stream", b"data: a\n\n")
+    name, value = option
+    done = run("tail", url, name, value.format(tmp_path / "nowhere" / "x"))
+    assert done.code == 1
+    last = done.err.splitlines()[-1]
+    assert last.endswith("No such file or directory; check the path")
 
 
 def test_nothing_at_all(run: Run, prepared: Canned) -> None:

@@ -239,7 +239,8 @@ async def test_a_chain_of_redirects_that_never_ends() -> None:
     bad = answer(b"", "302 Found", "Location: ftp://elsewhere/")
     async with script(wait_request(), bad) as server:
         error = await failure(server.url)
-    assert type(error) is penstock.InvalidURL
+    assert type(error) is penstock.ProtocolError, "whose fault it is"
+    assert "redirects to what cannot be asked for: ftp://elsewhere/" in str(error)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 7])

@@ -16,6 +16,10 @@ GOOD = events(STEADY)
 SILENT_THEN_CUT = events(STEADY[:5], ended="broken", ended_at=1.6, error="cut")
 
 
+MISCODED = events(STEADY, headers={"content-encoding": "gzip"}, ended="miscoded", error="not gzip")
+OUTGROWN = events(STEADY, ended="outgrown", error="a line is longer than 7 bytes")
+
+
 def found(through: Probe, upstream: Probe | None = None, **others: Probe) -> list[str]:
     findings = diagnose(Examination(through, upstream=upstream, **others))
     return [f"{each.kind} {each.severity}" for each in findings]
@@ -34,6 +38,10 @@ RULES: dict[str, tuple[Probe, Probe | None, list[str]]] = {
     "broken off after a silence": (SILENT_THEN_CUT, None, ["timed-out problem"]),
     "broken off after a silence that the upstream survives": (SILENT_THEN_CUT, GOOD, ["timed-out problem"]),
     "broken off in the midst": (events(STEADY, ended="broken", ended_at=2.01), GOOD, ["cut-off problem"]),
+    "bytes that are not of their coding": (MISCODED, None, ["miscoded problem", "compressed note"]),
+    "bytes that are not of the upstream's coding": (MISCODED, GOOD, ["miscoded problem", "compressed note"]),
+    "a limit outgrown": (OUTGROWN, None, ["outgrown problem"]),
+    "nothing, and it says so": (events([], status=204, headers={"content-type": None}), None, ["cannot-tell note"]),
     "an end where the upstream goes on": (events(STEADY[:9]), GOOD, ["truncated problem"]),
     "an end where the upstream breaks off": (GOOD, replace(GOOD, ended="broken"), ["truncated problem"]),
     "504": (events([], status=504), GOOD, ["timed-out problem"]),
@@ -88,6 +96,27 @@ def test_who_breaks_a_stream_off() -> None:
     assert one(replace(SILENT_THEN_CUT, headers=(*GOOD.headers, ("server", "nginx"))), GOOD).says.startswith("nginx ")
     assert one(SILENT_THEN_CUT, SILENT_THEN_CUT).says.startswith("the server itself ")
     assert one(SILENT_THEN_CUT, GOOD).because["silence"] == pytest.approx(1.1)
+
+
+def test_who_names_a_coding_that_is_not_there() -> None:
+    def says(upstream: Probe | None, offered: Probe | None = None) -> str:
+        through = GOOD if offered else MISCODED
+        findings = diagnose(Examination(through, offered=offered, upstream=upstream))
+        (said,) = (each.says for each in findings if each.kind == "miscoded")
+        return said
+
+    assert "the server, or a hop on the way, names gzip" in says(None)
+    assert "the gateway names gzip, and sends something else after 20 events" in says(GOOD)
+    assert "the server itself names gzip" in says(MISCODED)
+    assert "for readers that accept gzip" in says(GOOD, MISCODED)
+
+
+def test_an_unreadable_body_is_no_matter_of_a_proxys_patience() -> None:
+    for through in (MISCODED, OUTGROWN):
+        first, *_ = diagnose(Examination(through))
+        assert through.error in f"{first.says} {first.because}"
+        assert not any("imeout" in remedy.setting for remedy in first.mend)
+    assert one(GOOD, offered=OUTGROWN).kind == "outgrown"
 
 
 GZIP = {"content-encoding": "gzip"}

@@ -3,11 +3,13 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import zlib
 
 import pytest
 from starlette.types import Receive, Scope, Send
 
 from penstock.client.client import AsyncClient
+from penstock.client.events import MAX_EVENT_BYTES
 from penstock.client.settings import Timeout
 from penstock.doctor.probe import Probe, probe
 from penstock.errors import ConnectError, StatusError
@@ -115,6 +117,32 @@ async def test_a_status_is_heard_out_or_raises() -> None:
     assert (found.status, found.items[0].text) == (403, "nope")
     with pytest.raises(StatusError, match=r"answered 403 Forbidden: nope"):
         await heard(refusal, heed_status=True)
+
+
+async def test_a_failure_whose_body_hangs_is_told_all_the_same() -> None:
+    head = b"HTTP/1.1 400 Oops\r\nContent-Length: 100\r\n\r\n"
+    for body, said in ((b"x", "400 Oops: x$"), (b"", "400 Oops$")):
+        with pytest.raises(StatusError, match=said):
+            await heard(head + body, seconds=1.5, heed_status=True)
+
+
+async def test_bytes_that_are_not_of_their_coding_are_no_break_and_what_came_before_counts() -> None:
+    coder = zlib.compressobj(wbits=31)
+    begun = coder.compress(b"data: a\n\ndata: b\n\n") + coder.flush(zlib.Z_SYNC_FLUSH)
+    head = SSE + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % (len(begun) + 9)
+    found, _ = await heard(head + begun + b"\xff" * 9)
+    assert (found.ended, [item.text for item in found.items]) == ("miscoded", ["a", "b"])
+    assert "not gzip" in found.error
+    assert sum(piece.items for piece in found.pieces) == 2
+
+
+@pytest.mark.parametrize("line", [b"data: ", b":", b"foo: "])
+@pytest.mark.parametrize("ends", [True, False], ids=["ends", "goes on"])
+async def test_a_line_without_end_outgrows_the_limit_of_a_reader(line: bytes, ends: bool) -> None:
+    body = b"data: a\n\n" + line + b"x" * MAX_EVENT_BYTES + b"\n\n"
+    found, _ = await heard(SSE + b"Content-Length: %d\r\n\r\n" % (len(body) + 9 * (not ends)) + body)
+    assert (found.ended, [item.text for item in found.items]) == ("outgrown", ["a"])
+    assert str(MAX_EVENT_BYTES) in found.error
 
 
 async def test_no_connection_raises() -> None:

@@ -88,7 +88,7 @@ CLOCKED = [f"[12:00:{at:06.3f}]" for at in STEADY]
         pytest.param(events([0.1, 3.0, 3.0, 3.0, 3.1, 7.0, 7.0]), [], id="batches of a server's own rhythm"),
         pytest.param(events([], ended="bounded", ended_at=10.0), ["buffered warning"], id="nothing within the bound"),
         pytest.param(events([], ended="complete"), ["cannot-tell note"], id="an empty body"),
-        pytest.param(events([], status=204), [], id="nothing to say"),
+        pytest.param(events([], status=204), ["cannot-tell note"], id="nothing to say"),
         pytest.param(Probe("", ended_at=10.0), ["buffered warning"], id="not even headers"),
         pytest.param(
             events(STEADY, headers={"content-length": "400", "transfer-encoding": None}),

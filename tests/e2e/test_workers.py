@@ -273,4 +273,6 @@ def refuses(url: str) -> bool:
         socket.create_connection((address.hostname, address.port), timeout=PATIENCE).close()
     except ConnectionRefusedError:
         return True
+    except ConnectionResetError:
+        return False  # the listener closed while this connection waited in its queue: ask again
     return False

@@ -75,6 +75,7 @@ class BudgetMachine(RuleBasedStateMachine):
         self.now += 2 * WINDOW
         for _ in range(round(self.settings.floor * WINDOW)):
             assert self.budget.withdraw(self.now)
+            self.requests.look(self.now)
             self.retries.add(self.now)
 
 

@@ -130,7 +130,7 @@ def run(arguments: list[str], *, as_json: bool) -> int:
     except OSError as error:
         if error.filename == "stdout":
             raise
-        return _failed(error, _os_error(error), 1, as_json=as_json)
+        return _failed(error, _os_error(error, *arguments[:1]), 1, as_json=as_json)
     except Exception as error:
         return _failed(error, _bug(error), 1, as_json=as_json)
 
@@ -151,9 +151,11 @@ def _usage(error: Any) -> str:
     return f"{message}; see `{command} --help`"
 
 
-def _os_error(error: OSError) -> str:
+def _os_error(error: OSError, command: str = "") -> str:
     what = error.strerror or str(error) or type(error).__name__
     advice = _ADVICE.get(error.errno or 0)
+    if command == "pipe" and error.errno == errno.ENOENT:  # whose arguments are files or URLs
+        advice = "check the path, or write a URL with http:// or https://"
     if advice:
         what += f"; {advice}"
     return f"{error.filename}: {what}" if error.filename else what
@@ -166,7 +168,7 @@ def _bug(error: Exception) -> str:
 
 
 _ADVICE = {
-    errno.ENOENT: "check the path, or write a URL with http:// or https://",
+    errno.ENOENT: "check the path",
     errno.EACCES: "its permissions do not allow it",
     errno.ENOSPC: "make room, or write elsewhere",
 }

@@ -17,7 +17,7 @@ from penstock.client.notices import Comment, Malformed, Replayed
 from penstock.client.request import Request
 from penstock.client.response import Response
 from penstock.client.stream import Decoder, ItemStream
-from penstock.errors import InBandError, PenstockError, StatusError, StreamTruncated
+from penstock.errors import InBandError, PenstockError, StatusError, StreamError, StreamTruncated
 from penstock.resilience.reconnect import reconnect_pause
 from penstock.wire import headers as fields
 from penstock.wire import lines, ndjson, sse
@@ -117,6 +117,23 @@ class _ServerSent(ItemStream[T]):
             )
         self._notify(Replayed(count))
 
+    def other_stream(self, id_: str, events: list[sse.Event]) -> list[sse.Event]:
+        """The server answers a resume with another stream under the ids of ours: the events that are to be given out.
+
+        A browser would not look. Whoever collects an answer must not be given another's beginning for its end.
+        """
+        if self._reconnect == "strict":
+            return events
+        url = seam.shown(self._request.url)
+        self.end(
+            StreamError(
+                f"{url}: the server does not go on after Last-Event-ID: its event {id_!r} is another than before, so "
+                "it has begun a new stream; ask for it anew, or read with reconnect='strict' to take it as it comes",
+                url=url,
+            )
+        )
+        return []
+
     def malformed(self, event: sse.Event, reason: str) -> None:
         """Report a payload that could not be made into an item."""
         logger.warning(
@@ -166,9 +183,14 @@ class _ServerSent(ItemStream[T]):
             return reconnect_pause(self._retry.backoff, 0, retry_ms, random.random(), maximum)
         return asked if retry_ms is None else max(asked, min(retry_ms / 1000, maximum))
 
+    def goes_on(self) -> bool:
+        return self._reconnect != "never" and self.last_event_id != "" and self.repeatable(self._request)
+
     def unfinished(self, response: Response) -> PenstockError | None:
         terminator = self._terminator
-        if self._cursor.replaying:
+        if self._is_cut_off(response):
+            why = "the connection was closed in the middle of an event, and only the close says where this body ends"
+        elif self._cursor.replaying:
             why = "the server played the stream again from before the break, and ended before it came to the break"
         elif terminator is not None and terminator.required:
             why = f"the stream ended without its {terminator.ends_with}; what came may not be all"
@@ -177,7 +199,12 @@ class _ServerSent(ItemStream[T]):
         return StreamTruncated(f"{response.url}: {why}", url=response.url)
 
     def is_final(self, lack: PenstockError) -> bool:
-        return self._cursor.replaying or (self._terminator is not None and self._terminator.required)
+        cut_off = self.response is not None and self._is_cut_off(self.response)
+        return cut_off or self._cursor.replaying or (self._terminator is not None and self._terminator.required)
+
+    def _is_cut_off(self, response: Response) -> bool:
+        """Whether an event had begun when a body ended that has no other end than its connection's."""
+        return self._events is not None and self._events.cut_off and not response.is_framed
 
     @property
     def place(self) -> str:
@@ -242,6 +269,11 @@ class _Events(Generic[T]):
     def dropped(self) -> int:
         return self._decoder.dropped + self._refused
 
+    @property
+    def cut_off(self) -> bool:
+        """Whether an event had begun when the body ended; known after `close`."""
+        return self._decoder.dropped > 0
+
     def feed(self, data: bytes, /) -> list[T]:
         events = self._feed(data)
         if not events:
@@ -263,9 +295,12 @@ class _Events(Generic[T]):
         cursor = self._cursor
         if cursor.resuming:
             count = len(events)
-            events = cursor.fresh(events)
+            came, events = events, cursor.fresh(events)
             left_out = count - len(events)
-            if left_out:
+            if cursor.changed is not None:
+                events = self._stream.other_stream(cursor.changed, came)
+                cursor.resuming = False
+            elif left_out:
                 self._stream.replayed(left_out, first=cursor.skipped == left_out)
         if events and events[0].id == INHERITED:
             events = cursor.own(events)

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache, partial
-from typing import cast
+from typing import Literal, cast
 
 import httpx2
 
@@ -27,6 +27,7 @@ from penstock.client.response import End, Response
 from penstock.engine.splice import Splice
 from penstock.errors import (
     CircuitOpenError,
+    InvalidURL,
     PenstockError,
     ProtocolError,
     ReadError,
@@ -56,7 +57,7 @@ CREDENTIALS = (
 SPENT = ", for the client's retry budget is spent"
 CLOSED = ", for the client was closed"
 
-Judge = Callable[[End], PenstockError | None]
+Judge = Callable[[End], PenstockError | Literal["neither"] | None]
 
 logger = logging.getLogger("penstock.client")
 
@@ -263,10 +264,11 @@ class Exchange:
             return response
 
         def at_end(end: End) -> None:
-            if end.reason == "cancelled":
+            judgement = end.error if judge is None else judge(end)
+            if end.reason == "cancelled" or judgement == "neither":
                 circuit.release(permit)
             else:
-                _settle(circuit, permit, end.error if judge is None else judge(end))
+                _settle(circuit, permit, judgement)
 
         response.on_first_byte(lambda: circuit.began(permit))
         response.on_end(at_end)
@@ -320,8 +322,6 @@ class Exchange:
             raise ReadTimeout(
                 f"{url}: no response within the total timeout of {request.timeout.total:g} s", url=url
             ) from None
-        except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
-            raise seam.translate(error, request.url, "request") from error
         finally:
             self._sending.discard(timer)
         return Response(raw, request, started_at=started_at, deadline=deadline)
@@ -366,8 +366,16 @@ class Exchange:
     async def _send_following(self, outgoing: httpx2.Request, request: Request) -> httpx2.Response:
         follow = not request.exact and request.method in ("GET", "HEAD")
         auth: httpx2.Auth | None = self.http.auth
-        for _ in range(MAX_REDIRECTS + 1):
-            response = await self.http.send(outgoing, stream=True, auth=auth, follow_redirects=False)
+        hop = request.url
+        for hops in range(MAX_REDIRECTS + 1):
+            try:
+                response = await self.http.send(outgoing, stream=True, auth=auth, follow_redirects=False)
+            except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
+                known = seam.translate(error, hop, "request", timeout=request.timeout)
+                if hops and isinstance(known, InvalidURL):  # which is the server's fault, then
+                    url = seam.shown(request.url)
+                    known = ProtocolError(f"{url} redirects to what cannot be asked for: {known}", url=url)
+                raise known from error
             # The timer for the headers has done its work; from here on each read of the body has its own.
             outgoing.extensions["timeout"]["read"] = None
             leads = response.headers.get("location", "").strip()
@@ -380,8 +388,8 @@ class Exchange:
                 for name in CREDENTIALS:
                     onward.headers.pop(name, None)
             onward.extensions["timeout"]["read"] = request.timeout.first_event
-            outgoing = onward
-        url = seam.shown(str(outgoing.url))
+            outgoing, hop = onward, str(onward.url)
+        url = seam.shown(hop)
         raise ProtocolError(f"{url}: more than {MAX_REDIRECTS} redirects; they seem to lead in a circle", url=url)
 
 

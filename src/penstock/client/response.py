@@ -106,6 +106,11 @@ class Response:
         return int(value)
 
     @property
+    def is_framed(self) -> bool:
+        """Whether anything but the connection's close says where the body ends."""
+        return "content-length" in self.headers or "transfer-encoding" in self.headers
+
+    @property
     def filename(self) -> str:
         """A safe name for the body: Content-Disposition's, else the URL's last segment, else "file"."""
         named = fields.filename(self.headers.get("content-disposition", ""))
@@ -126,6 +131,10 @@ class Response:
         """The error for this status, with the beginning of the body to explain it."""
         said = " ".join(body[:300].decode("utf-8", "replace").split())
         advice = _ADVICE.get(self.status, "")
+        if 300 <= self.status < 400 and self.request.method not in ("GET", "HEAD"):
+            advice = (
+                f"a {self.request.method} is not redirected: send it to {self.headers.get('location', 'where it says')}"
+            )
         return StatusError(
             f"{self.request.method} {self.url} answered {self.status} {self.reason}".rstrip()
             + (f": {said}" if said else "")
@@ -310,6 +319,7 @@ class Response:
             async for piece in body:
                 for part in decoder.feed(piece):
                     yield part
+                    await asyncio.sleep(0)  # few bytes may stand for many parts: timers and other tasks have their turn
             decoder.close()
         except PenstockError as error:
             known = error if error.url is not None else seam.located(error, self.url)

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
+from penstock.client.settings import Timeout
 from penstock.errors import (
     ConnectError,
     ConnectTimeout,
@@ -100,7 +101,9 @@ def _parts(url: str) -> tuple[str, str, str]:
     return scheme, rest[:end], rest[end:]
 
 
-def translate(error: Exception, url: str, phase: Phase, *, received: int = 0) -> PenstockError:
+def translate(
+    error: Exception, url: str, phase: Phase, *, received: int = 0, timeout: Timeout | None = None
+) -> PenstockError:
     """Our error for one of httpx2's.
 
     Args:
@@ -108,6 +111,7 @@ def translate(error: Exception, url: str, phase: Phase, *, received: int = 0) ->
         url: Where to.
         phase: "request" until the response headers have come, "body" after.
         received: Body bytes that had come.
+        timeout: What was waited for how long.
     """
     url = shown(url)
     if isinstance(error, PenstockError) and error.url is not None:
@@ -121,11 +125,18 @@ def translate(error: Exception, url: str, phase: Phase, *, received: int = 0) ->
     if phase == "body":
         return _broken_body(error, url, received)
     if isinstance(error, httpx2.ConnectTimeout):
-        return ConnectTimeout(f"{url}: no connection in time; is the host reachable?", url=url, reason="timeout")
+        patience = _within(None if timeout is None else timeout.connect)
+        what = f"no connection {patience}; is the host reachable?"
+        if "TLS" in str(error):
+            what = f"no TLS handshake {patience}; does TLS listen there?"
+        return ConnectTimeout(f"{url}: {what}", url=url, reason="timeout")
     if isinstance(error, httpx2.ConnectError | httpx2.ProxyError):
         return _no_connection(error, url)
     if isinstance(error, httpx2.ReadTimeout):
-        return ReadTimeout(f"{url}: no response in time; allow more with a longer timeout", url=url)
+        patience = _within(None if timeout is None else timeout.first_event)
+        return ReadTimeout(
+            f"{url}: no response {patience}; allow more with a longer timeout to the first event", url=url
+        )
     if isinstance(error, httpx2.WriteTimeout):
         return WriteTimeout(f"{url}: the server stopped reading the request", url=url)
     if isinstance(error, httpx2.WriteError):
@@ -139,6 +150,10 @@ def translate(error: Exception, url: str, phase: Phase, *, received: int = 0) ->
     if isinstance(error, httpx2.LocalProtocolError):
         return ProtocolError(f"{url}: the request cannot be sent as it is: {_why(error)}", url=url)
     return TransportError(f"{url}: {_why(error)}", url=url)
+
+
+def _within(seconds: float | None) -> str:
+    return "in time" if seconds is None else f"within {seconds:g} s"
 
 
 def located(error: PenstockError, url: str) -> PenstockError:

@@ -21,7 +21,7 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from types import TracebackType
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Generic, Literal, Protocol, Self, TypeVar
 
 import anyio
 
@@ -36,8 +36,8 @@ from penstock.errors import (
     DecodeError,
     LimitExceeded,
     PenstockError,
-    RetriesExhausted,
     StreamError,
+    StreamStalled,
     StreamTruncated,
 )
 from penstock.resilience.classify import cause
@@ -114,6 +114,7 @@ class ItemStream(Generic[T]):
         self._waiting: anyio.CancelScope | None = None
         self._stopped = False
         self._restarting = False
+        self._brought_before: float | None = None
         self._over = False
         self._fault: PenstockError | None = None
         self.only_pings = False
@@ -270,15 +271,15 @@ class ItemStream(Generic[T]):
         try:
             async with self:
                 async for item in self:
-                    items.append(item)
-                    if max_events is not None and len(items) > max_events:
+                    if len(items) == max_events:
                         raise self._too_much("max_events", max_events, items)
+                    items.append(item)
                     if self._tally is not None and self._tally.bytes > max_bytes:
                         raise self._too_much("max_bytes", max_bytes, items)
         except PenstockError as error:
             # The stream's own error may stand behind what became of mending it.
             for broken in (error, getattr(error, "last", None), error.__cause__):
-                if isinstance(broken, StreamError | RetriesExhausted):
+                if isinstance(broken, PenstockError):
                     broken.collected = items
             raise
         return Collected(items, self.metrics)
@@ -454,6 +455,7 @@ class ItemStream(Generic[T]):
     ) -> AsyncIterator[tuple[Response, Decoder[T]] | None]:
         """One attempt: a response that is such a stream, and what decodes it; None where nothing is to be read."""
         self._over, self._fault, self.response = False, None, None
+        self._brought_before = tally.last_at
         opening = self._exchange.attempt(request, deadline, judge=self._judge)
         self.response = await self._interruptibly(opening)
         if self.response is None:
@@ -507,8 +509,19 @@ class ItemStream(Generic[T]):
         elif (lack := self.unfinished(response)) is not None and self.is_final(lack):
             raise lack
 
-    def _judge(self, end: End) -> PenstockError | None:
-        """What a body's end says, for the breaker: one that came whole may lack something by its own protocol."""
+    def goes_on(self) -> bool:
+        """Whether a body that breaks now is only gone on with, for what came of it is not asked for again."""
+        return False
+
+    def _judge(self, end: End) -> PenstockError | Literal["neither"] | None:
+        """What a body's end says, for the breaker: one that came whole may lack something by its own protocol.
+
+        One that broke after it had brought items, and will be gone on with, is how a proxy bounds its connections: it
+        speaks neither for the server nor against it.
+        """
+        brought = self._tally is not None and self._tally.last_at != self._brought_before
+        if isinstance(end.error, StreamTruncated | StreamStalled) and brought and self.goes_on():
+            return "neither"
         if end.reason != "complete" or self._over or self.response is None:
             return end.error
         return self.unfinished(self.response)

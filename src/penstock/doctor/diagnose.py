@@ -13,6 +13,8 @@ compressed     a Content-Encoding; a problem where it holds events back, a note 
 reframed       the body's end is the connection's; or a length where the upstream sends chunks
 timed-out      broken off after a silence, or 504 and 524
 cut-off        broken off in the midst
+miscoded       the bytes are not of the coding that the Content-Encoding names
+outgrown       a line, an event or the whole outgrew a limit that readers have
 truncated      ends as if it were whole, with fewer events than the upstream gives
 refused        the gateway answers with a failure where the upstream does not
 delayed        every event is late by the same, and by much
@@ -67,7 +69,19 @@ def diagnose(examination: Examination) -> list[Finding]:
         return list(timing(x))
     if x.upstream is not None and not 200 <= x.through.status < 300:
         return [_refused(x, x.upstream)]
-    rules = (timing, _endings, _compression, _framing, _content, _fields, _ids, _resuming, _comments, _caches)
+    rules = (
+        timing,
+        _endings,
+        _unreadable,
+        _compression,
+        _framing,
+        _content,
+        _fields,
+        _ids,
+        _resuming,
+        _comments,
+        _caches,
+    )
     found = [finding for rule in rules for finding in rule(x)]
     order: tuple[Severity, ...] = ("problem", "warning", "note")
     return sorted(found, key=lambda finding: order.index(finding.severity))
@@ -132,6 +146,40 @@ def _endings(x: Examination) -> Iterator[Finding]:
             )
 
 
+def _unreadable(x: Examination) -> Iterator[Finding]:
+    """Bytes that came, and that no reader can use: no hop's patience has to do with it."""
+    through, offered, direct = x.through, x.offered, x.upstream
+    for probe, whom in ((through, ""), (offered, " for readers that accept gzip, as browsers do")):
+        if probe is None:
+            continue
+        if probe.ended == "miscoded":
+            if direct is None or probe is offered:  # the upstream is not offered any
+                who = f"the server, or {x.hop},"
+            else:
+                who = "the server itself" if direct.ended == "miscoded" else x.hop
+            yield x.finding(
+                "miscoded",
+                "problem",
+                f"the body is not what its Content-Encoding says: {who} names {probe.coding}{whom}, and sends "
+                f"something else after {len(probe.items)} {probe.unit}{'' if len(probe.items) == 1 else 's'}",
+                content_encoding=probe.coding,
+                items=len(probe.items),
+                error=probe.error,
+            )
+        elif probe.ended == "outgrown":
+            yield x.finding(
+                "outgrown",
+                "problem",
+                f"a limit that readers have is outgrown{whom}: {probe.error}",
+                items=len(probe.items),
+                bytes=sum(piece.size for piece in probe.pieces),
+                after=probe.ended_at,
+            )
+        else:
+            continue
+        return  # the other request would say it again
+
+
 def _lacks(through: Probe, direct: Probe) -> bool:
     """Whether a complete body is not all that there was: bytes may come in other pieces, events are events."""
     counted = through.unit == direct.unit != "piece"
@@ -152,7 +200,7 @@ def _compression(x: Examination) -> Iterator[Finding]:
             content_encoding=plain.coding,
         )
         return
-    if offered is None or not offered.coding:
+    if offered is None or not offered.coding or offered.ended == "miscoded":
         return
     who = f"{x.hop}, or the server,"  # the upstream is not offered any
     caught = caught_up(lags(plain, offered))

@@ -1,13 +1,15 @@
 """One request, listened to: when each piece of the body came, and what was in it.
 
 Instants are seconds since the request was begun, on one clock, so that two probes can be laid on each other. A probe
-ends in one of three ways:
+ends in one of five ways:
 
 ========  ==================================================================================
 ended     means
 ========  ==================================================================================
 complete  the body came to its end
 broken    the body broke; `error` says how
+miscoded  the bytes are not of the content coding that the answer names; `error` says how
+outgrown  the body outgrew a limit that readers have; `error` says which
 bounded   the doctor had heard enough: its seconds, its items or its bytes. That is no fault
 ========  ==================================================================================
 
@@ -19,25 +21,26 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 from penstock.client.builder import RequestBuilder
+from penstock.client.events import MAX_EVENT_BYTES
 from penstock.client.response import Response
-from penstock.errors import PenstockError
+from penstock.errors import DecodeError, LimitExceeded, PenstockError
 from penstock.wire import coding, lines, sse
 from penstock.wire.headers import is_event_stream, is_ndjson
 
-MAX_BYTES = 16 * 1024 * 1024
-"""The most that is listened to of one body, its coding undone: a rhythm shows long before."""
+MAX_BYTES = 2 * MAX_EVENT_BYTES
+"""The most that is listened to of one body, its coding undone: a rhythm shows long before, and a line without end."""
 
 _EVENTS = (b"data:", b"event:", b"id:", b"retry:")
 """What an event stream begins with, whatever it calls itself."""
 
 _MAX_TEXT = 400  # characters kept of an item: enough for a timestamp, and for comparing
 
-Ended = Literal["complete", "broken", "bounded"]
+Ended = Literal["complete", "broken", "miscoded", "outgrown", "bounded"]
 Framing = Literal["chunked", "length", "close", "none"]
 Unit = Literal["event", "record", "line", "piece"]
 
@@ -90,7 +93,7 @@ class Probe:
         comments: Comment lines of an event stream: keep-alives, mostly.
         ended: How listening ended.
         ended_at: When.
-        error: What broke the body.
+        error: What broke the body, or why it could not be read.
     """
 
     url: str
@@ -150,7 +153,7 @@ async def probe(
         max_items: The most items to listen to.
         heed_status: Whether an answer that is no success raises, instead of being listened to.
     Raises:
-        StatusError: The status is no success, and heed_status.
+        StatusError: The status is no success, and heed_status; its body may hang.
         PenstockError: No connection, or no answer; a body that breaks does not raise.
     """
     ear = _Ear(url, max_items)
@@ -158,7 +161,8 @@ async def probe(
     try:
         async with timer, request.send() as response:
             if heed_status and not 200 <= response.status < 300:
-                raise response.status_error(await response.beginning())
+                timer.reschedule(None)  # there is an answer: a body that hangs does not undo it
+                raise response.status_error(await response.beginning(seconds=min(2.0, seconds)))
             await ear.listen(response)
     except TimeoutError:
         if not timer.expired():
@@ -189,22 +193,27 @@ class _Ear:
         size = 0
         try:
             async for raw in response.raw():
-                at = self._now()
-                before = len(self._items)
-                came = 0
-                for data in body.undone(raw):
-                    came += len(data)
-                    self._items += [Item(at, text, id_) for text, id_ in body.feed(data)]
-                self._pieces.append(Piece(at, came, len(self._items) - before, body.cut))
-                size += came
+                size += self._absorb(raw, body)
                 if len(self._items) >= self._max_items or size >= MAX_BYTES:
                     break
             else:
                 body.close()
                 self._ended = "complete"
         except PenstockError as error:
-            self._ended, self._error = "broken", str(error)
+            self._ended, self._error = _how(error), str(error)
         self._ended_at = self._now()
+
+    def _absorb(self, raw: bytes, body: _Body) -> int:
+        """What one read gave; its size, the coding undone. Of a piece that cannot be read whole, what can be."""
+        at = self._now()
+        before, came = len(self._items), 0
+        try:
+            for data in body.undone(raw):
+                came += len(data)
+                self._items += [Item(at, text, id_) for text, id_ in body.feed(data)]
+        finally:
+            self._pieces.append(Piece(at, came, len(self._items) - before, body.cut))
+        return came
 
     def heard(self) -> Probe:
         response, body = self._response, self._body
@@ -243,9 +252,9 @@ class _Body:
         self._coding = coding.Decoder(named) if named.strip().lower() in coding.SUPPORTED else None
         self._read: Callable[[bytes], list[tuple[str, str]]] | None = None
 
-    def undone(self, raw: bytes) -> list[bytes]:
+    def undone(self, raw: bytes) -> Iterable[bytes]:
         """The bytes that a piece stands for; those of a coding that cannot be undone as they are."""
-        return [raw] if self._coding is None else list(self._coding.feed(raw))
+        return [raw] if self._coding is None else self._coding.feed(raw)
 
     def feed(self, data: bytes) -> list[tuple[str, str]]:
         """Text and id of every item that these bytes complete."""
@@ -256,21 +265,22 @@ class _Body:
         return self._read(data)
 
     def close(self) -> None:
-        """The body has ended: fails where its coding has not."""
+        """The body has ended: fails where its coding has not, or where its last piece outgrew a limit."""
+        if self._read is not None and self.unit != "piece":
+            self._read(b"")  # what was complete before a limit was given out first
         if self._coding is not None:
             self._coding.close()
 
     def _reader(self, data: bytes) -> Callable[[bytes], list[tuple[str, str]]]:
         if not self._plain and self._coding is None:
             return self._piece
-        # Listening ends long before a line or an event could outgrow twice the most that is listened to.
         if is_event_stream(self._content_type) or data.startswith(_EVENTS):
             self.unit = "event"
-            events = sse.Decoder(max_event_bytes=2 * MAX_BYTES, on_comment=self._comment)
+            events = sse.Decoder(max_event_bytes=MAX_EVENT_BYTES, on_comment=self._comment)
             return lambda data: [(event.data[:_MAX_TEXT], event.id) for event in events.feed(data)]
         if is_ndjson(self._content_type) or b"\n" in data:
             self.unit = "record" if is_ndjson(self._content_type) else "line"
-            whole = lines.Decoder(max_line_bytes=2 * MAX_BYTES)
+            whole = lines.Decoder(max_line_bytes=MAX_EVENT_BYTES)
             return lambda data: [(_text(line), "") for line in whole.feed(data)]
         return self._piece
 
@@ -279,6 +289,13 @@ class _Body:
 
     def _comment(self, text: str) -> None:
         self.comments += 1
+
+
+def _how(error: PenstockError) -> Ended:
+    """How a body ended that this came of."""
+    if isinstance(error, DecodeError):
+        return "miscoded"
+    return "outgrown" if isinstance(error, LimitExceeded) else "broken"
 
 
 def _text(data: bytes) -> str:

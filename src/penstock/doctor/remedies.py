@@ -18,6 +18,8 @@ Kind = Literal[
     "reframed",
     "timed-out",
     "cut-off",
+    "miscoded",
+    "outgrown",
     "truncated",
     "refused",
     "delayed",
@@ -157,6 +159,18 @@ REMEDIES: dict[Kind, tuple[Remedy, ...]] = {
         Remedy("aws", "the function's Timeout", "a Lambda ends with it, in mid-stream"),
         Remedy("gunicorn", "--worker-class gthread or an ASGI worker", "a sync worker is killed after --timeout, 30 s"),
         Remedy("any", "the server's log at that instant", "a crash, a restart and a limit on the whole look alike"),
+    ),
+    "miscoded": (
+        Remedy("nginx", "no add_header Content-Encoding", "a name for the coding that nobody applies"),
+        Remedy(
+            "any", "one coder, and none after it", "a body coded twice, or undone under its old name, looks like this"
+        ),
+        Remedy("any", "a flush of the coder's own after each event", "a part of another stream in its midst breaks it"),
+    ),
+    "outgrown": (
+        Remedy(
+            "any", "smaller events, each line ended", "a reader must hold an event whole, and refuses one without end"
+        ),
     ),
     "content-type": (
         Remedy("any", "Content-Type: text/event-stream", "on the server's answer; browsers refuse anything else"),

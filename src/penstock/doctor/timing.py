@@ -37,6 +37,7 @@ def is_late(caught: float, spread: float) -> bool:
 def timing(x: Examination) -> Iterator[Finding]:
     """What holds the stream back, if anything does, or can be seen to."""
     if x.through.status == 204:
+        yield x.finding("cannot-tell", "note", "there was nothing to judge: 204 says that nothing is sent", status=204)
         return
     if x.upstream is None:
         yield from _alone(x)
@@ -218,7 +219,7 @@ def _silent(x: Examination) -> Finding:
 
 def _cannot_tell(x: Examination, probe: Probe, whence: str) -> Finding:
     count = len(probe.items)
-    what = f"one {probe.unit}" if count == 1 else f"all {count} {probe.unit}s at once"
+    what = {0: f"no {probe.unit}", 1: f"one {probe.unit}"}.get(count, f"all {count} {probe.unit}s at once")
     return x.finding(
         "cannot-tell",
         "note",

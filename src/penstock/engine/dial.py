@@ -25,6 +25,8 @@ from penstock.errors import ConnectError, ConnectTimeout
 
 STAGGER_SECONDS = 0.25
 
+_UNREACHED = "no connection in time; is the host reachable?"
+
 Address = tuple[int, int, int, Any]
 
 
@@ -53,14 +55,20 @@ async def dial(origin: Origin, timeout: float | None, local_address: str | None 
     Cancellation: every attempt under way is closed.
 
     Raises:
-        ConnectTimeout: Not within the timeout.
+        ConnectTimeout: Not within the timeout; the message says whether it was TLS that did not come.
         ConnectError: Refused, unknown, unreachable, or no TLS; see its reason.
     """
+    sock: socket.socket | None = None
     try:
         async with asyncio.timeout(timeout):
-            return await _connect(origin, local_address)
+            if origin.path is not None:
+                return await _over_path(origin, origin.path)
+            sock = await _reach(origin, local_address)
+            return await _over(sock, origin)
     except TimeoutError:
-        raise ConnectTimeout("no connection in time", reason="timeout") from None
+        hangs_in_tls = sock is not None and origin.tls is not None
+        why = "no TLS handshake in time; does TLS listen there?" if hangs_in_tls else _UNREACHED
+        raise ConnectTimeout(why, reason="timeout") from None
     except ssl.SSLCertVerificationError as error:
         raise ConnectError(f"its certificate cannot be trusted: {error.verify_message}", reason="tls") from error
     except ssl.SSLError as error:
@@ -88,28 +96,38 @@ def _reason(error: OSError) -> str:
             return "other"
 
 
-async def _connect(origin: Origin, local_address: str | None) -> Connection:
+async def _reach(origin: Origin, local_address: str | None) -> socket.socket:
+    """A socket that is connected to the host: TCP stands, TLS does not yet."""
     loop = asyncio.get_running_loop()
-
-    def protocol() -> Connection:
-        return Connection(loop)
-
-    server_name = (origin.server_name or origin.host) if origin.tls else None
-    if origin.path is not None:
-        _, connection = await loop.create_unix_connection(
-            protocol, origin.path, ssl=origin.tls, server_hostname=server_name
-        )
-        return connection
     addresses = _literal(origin.host, origin.port) or await loop.getaddrinfo(
         origin.host, origin.port, type=socket.SOCK_STREAM
     )
-    sock = await _race(loop, _alternating(addresses), local_address)
+    return await _race(loop, _alternating(addresses), local_address)
+
+
+async def _over(sock: socket.socket, origin: Origin) -> Connection:
+    """The connection over a connected socket, which is closed where there is none."""
+    loop = asyncio.get_running_loop()
     try:
-        _, connection = await loop.create_connection(protocol, sock=sock, ssl=origin.tls, server_hostname=server_name)
+        _, connection = await loop.create_connection(
+            lambda: Connection(loop), sock=sock, ssl=origin.tls, server_hostname=_server_name(origin)
+        )
     except BaseException:
         sock.close()
         raise
     return connection
+
+
+async def _over_path(origin: Origin, path: str) -> Connection:
+    loop = asyncio.get_running_loop()
+    _, connection = await loop.create_unix_connection(
+        lambda: Connection(loop), path, ssl=origin.tls, server_hostname=_server_name(origin)
+    )
+    return connection
+
+
+def _server_name(origin: Origin) -> str | None:
+    return (origin.server_name or origin.host) if origin.tls else None
 
 
 def _literal(host: str, port: int) -> list[tuple[Any, ...]]:

@@ -66,9 +66,11 @@ class Decoder:
         while data:
             if self._member is None:
                 self._member = zlib.decompressobj(self._window(data))
+            before = self._member.copy()
             try:
                 piece = self._member.decompress(data, MAX_PIECE_BYTES)
             except zlib.error as error:
+                yield from _until_it_fails(before, data)
                 raise DecodeError(f"the body is not {self._coding}, as its Content-Encoding says: {error}") from None
             data = self._member.unconsumed_tail
             if self._member.eof:
@@ -97,3 +99,14 @@ class Decoder:
             return _GZIP
         # "deflate" means the zlib format, but some servers send what is inside it: a zlib header tells them apart.
         return _ZLIB if data[0] & 0x0F == 8 and data[0] >> 4 <= 7 else _RAW
+
+
+def _until_it_fails(member: zlib._Decompress, data: bytes) -> Iterator[bytes]:
+    """What stands before the byte that is wrong: zlib throws it away when it comes to that."""
+    for start in range(len(data)):
+        try:
+            piece = member.decompress(data[start : start + 1])
+        except zlib.error:
+            return
+        if piece:
+            yield piece

@@ -105,5 +105,18 @@ def test_what_is_no_chat_is_told_at_once(data: str) -> None:
 def test_what_a_known_chat_says_besides_is_left_out() -> None:
     chat = Chat("http://x/")
     assert chat.text(chunk(content="a")) == "a"
-    assert chat.text(event("anything")) == ""
+    assert chat.text(event("")) == ""
+    assert chat.text(event("anything", "ping")) == ""
+    assert chat.text(event("anything", "debug")) == ""
     assert chat.text(event({"n": 1})) == ""
+
+
+@pytest.mark.parametrize("type", ["message", "content_block_delta", "response.output_text.delta"])
+@pytest.mark.parametrize("data", ["anything", '{"choices":[{"index":0,"delta":{"content":"NOT ', "[" * 100_000])
+def test_a_piece_of_a_known_chat_that_is_no_json_is_not_passed_over(type: str, data: str) -> None:
+    chat = Chat("http://x/y")
+    assert chat.text(chunk(content="a")) == "a"
+    with pytest.raises(DecodeError, match=r"^http://x/y: a piece of the chat is no JSON") as caught:
+        chat.text(event(data, type))
+    assert (caught.value.category, caught.value.url) == ("application", "http://x/y")
+    assert len(str(caught.value)) < 300

@@ -57,14 +57,23 @@ class Chat:
         """The text that an event adds to the answer, "" where it adds none.
 
         Raises:
-            DecodeError: The first event that says anything is none of a chat's.
+            DecodeError: The first event that says anything is none of a chat's; or one of its pieces is no JSON, so
+                that text may be missing.
         """
-        found = _text(event)
+        try:
+            found = _text(event)
+        except (ValueError, RecursionError) as error:
+            if self._known and _is_piece(event):
+                raise DecodeError(
+                    f"{self.url}: a piece of the chat is no JSON ({error}), and its text is missing: "
+                    f"{_beginning(event)!r}; leave --text out to see its events",
+                    url=self.url,
+                ) from None
+            found = None
         if found is None and not self._known and TERMINATOR.judge(event) != "ping":
-            shown = " ".join(event.data[:80].split())
             raise DecodeError(
                 f"{self.url}: this is no chat stream that --text knows (OpenAI, Anthropic): it has an event of type "
-                f"{event.type!r} with {shown!r}; leave --text out to see its events",
+                f"{event.type!r} with {_beginning(event)!r}; leave --text out to see its events",
                 url=self.url,
             )
         self._known = self._known or found is not None
@@ -72,13 +81,14 @@ class Chat:
 
 
 def _text(event: Event) -> str | None:
-    """The text that an event adds; None where it is no event of a chat."""
+    """The text that an event adds; None where it is no event of a chat.
+
+    Raises:
+        ValueError, RecursionError: Its data is no JSON.
+    """
     if event.data.strip() == TERMINATOR.data:
         return ""
-    try:
-        value = json.loads(event.data)
-    except (ValueError, RecursionError):
-        return None
+    value = json.loads(event.data)
     if not isinstance(value, dict):
         return None
     if isinstance(value.get("choices"), list):
@@ -90,6 +100,17 @@ def _text(event: Event) -> str | None:
         block = value.get("delta" if type_ == "content_block_delta" else "content_block")
         return _string(block, "text") if isinstance(block, dict) else ""
     return None
+
+
+def _is_piece(event: Event) -> bool:
+    """Whether a chat's text may be in it: not in a ping, nor in an event of a kind that no chat has."""
+    if not event.data.strip() or TERMINATOR.judge(event) == "ping":
+        return False
+    return event.type == "message" or event.type in _ANTHROPIC or event.type.startswith("response.")
+
+
+def _beginning(event: Event) -> str:
+    return " ".join(event.data[:80].split())
 
 
 def _choice(choice: dict[str, Any]) -> str:

@@ -117,7 +117,7 @@ class Plain(Show):
     async def end(self, metrics: Metrics, collected: list[str] | None, *, completed: bool) -> None:
         output.note("\n".join(self._table(metrics)))
         if completed:
-            output.note("Stream completed successfully")
+            output.note(_completed(metrics.failed))
         if collected is not None:
             safe = output.harmless if sys.stderr.isatty() else str
             output.note("\n=== Collected Response Data ===")
@@ -137,6 +137,12 @@ class Plain(Show):
             *(_more(metrics) if self._verbose else ()),
             "=======================",
         ]
+
+
+def _completed(failed: int) -> str:
+    if not failed:
+        return "Stream completed successfully"
+    return f"Stream completed, {failed} event{'' if failed == 1 else 's'} could not be used"
 
 
 def _more(metrics: Metrics) -> list[str]:

@@ -60,6 +60,11 @@ class BlockingResponse(Face[Response]):
         return self._link.inner.content_length
 
     @property
+    def is_framed(self) -> bool:
+        """Whether anything but the connection's close says where the body ends."""
+        return self._link.inner.is_framed
+
+    @property
     def filename(self) -> str:
         """A safe name for the body: Content-Disposition's, else the URL's last segment, else "file"."""
         return self._link.inner.filename
