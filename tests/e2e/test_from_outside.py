@@ -11,6 +11,7 @@ import pytest
 import penstock
 from penstock import AsyncClient, Breaker
 from penstock.testing import close, reset, script, wait_request
+from penstock.testing.script import Step
 from tests.client.peers import SSE, answer, chunked, once, retries
 
 pytestmark = pytest.mark.anyio
@@ -84,7 +85,7 @@ async def test_an_id_that_is_set_again_and_again_loses_nothing() -> None:
 
 
 async def test_a_stream_that_is_cut_and_gets_on_does_not_open_the_breaker() -> None:
-    cuts = [[wait_request(), events((n, str(n)), end=False), reset()] for n in range(1, 7)]
+    cuts: list[list[Step]] = [[wait_request(), events((n, str(n)), end=False), reset()] for n in range(1, 7)]
     async with (
         script(*cuts, once(events((7, "7")))) as server,
         AsyncClient(server.url, retry=retries(2), breaker=Breaker(failure_threshold=3)) as client,
@@ -96,7 +97,7 @@ async def test_a_stream_that_is_cut_and_gets_on_does_not_open_the_breaker() -> N
 
 
 async def test_cuts_without_a_way_on_still_open_it() -> None:
-    cut = [wait_request(), chunked(b"data: 1\n\n", type=SSE, end=False), reset()]
+    cut: list[Step] = [wait_request(), chunked(b"data: 1\n\n", type=SSE, end=False), reset()]
     async with script(cut, cut, cut) as server, AsyncClient(server.url, breaker=Breaker(3)) as client:
         for _ in range(3):
             with pytest.raises(penstock.StreamTruncated):
