@@ -187,7 +187,7 @@ def test_a_silent_server_is_given_up(origin: Server) -> None:
         assert what in one_line(done.err)
     done = penstock("tail", f"{origin.url}/events?stall_after=0", "--retries", "0", "--timeout-first", "0.2")
     assert done.code == 1
-    assert "no response in time" in one_line(done.err)
+    assert "no response within 0.2 s" in one_line(done.err)
 
 
 def test_closed_streams_of_our_own_are_no_traceback(origin: Server) -> None:
