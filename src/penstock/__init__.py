@@ -3,6 +3,9 @@
 This is the only door: what is not named here is inside, and may change.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from penstock.client.blocking import (
     BlockingEventStream,
     BlockingMultipartBuilder,
@@ -46,7 +49,6 @@ from penstock.errors import (
     WriteError,
     WriteTimeout,
 )
-from penstock.relay.app import Relay
 from penstock.resilience.backoff import Backoff
 from penstock.resilience.breaker import Breaker, State
 from penstock.resilience.budget import RetryBudget
@@ -56,6 +58,12 @@ from penstock.transfer.pipe import Report, pipe
 from penstock.transfer.source import Source
 from penstock.wire.sse import Event
 from penstock.wire.terminator import Failure, Terminator
+
+if TYPE_CHECKING:
+    from penstock.relay.app import Relay
+    from penstock.relay.config import ConfigError
+    from penstock.relay.ends import StreamEnd
+    from penstock.relay.policy import Cors, HeaderRules, Match, OnDisconnect, OwnerFrom, Policy, RelayLimits
 
 __all__ = [
     "AsyncClient",
@@ -73,10 +81,12 @@ __all__ = [
     "Collected",
     "Comment",
     "ConcurrencyLimit",
+    "ConfigError",
     "ConnectError",
     "ConnectTimeout",
     "Connected",
     "ContentTypeError",
+    "Cors",
     "DecodeError",
     "EitherEvents",
     "End",
@@ -84,6 +94,7 @@ __all__ = [
     "EventStream",
     "Events",
     "Failure",
+    "HeaderRules",
     "InBandError",
     "Interrupted",
     "InvalidURL",
@@ -92,13 +103,17 @@ __all__ = [
     "LineStream",
     "Logging",
     "Malformed",
+    "Match",
     "Metrics",
     "Middleware",
     "ModelStream",
     "Multipart",
     "MultipartBuilder",
     "Notice",
+    "OnDisconnect",
+    "OwnerFrom",
     "PenstockError",
+    "Policy",
     "Progress",
     "ProtocolError",
     "Put",
@@ -107,6 +122,7 @@ __all__ = [
     "Reconnecting",
     "RecordStream",
     "Relay",
+    "RelayLimits",
     "ReplayGap",
     "Replayed",
     "Report",
@@ -119,6 +135,7 @@ __all__ = [
     "Source",
     "State",
     "StatusError",
+    "StreamEnd",
     "StreamError",
     "StreamStalled",
     "StreamTruncated",
@@ -131,3 +148,29 @@ __all__ = [
     "events",
     "pipe",
 ]
+
+
+_RELAY = {
+    "ConfigError": "penstock.relay.config",
+    "Cors": "penstock.relay.policy",
+    "HeaderRules": "penstock.relay.policy",
+    "Match": "penstock.relay.policy",
+    "OnDisconnect": "penstock.relay.policy",
+    "OwnerFrom": "penstock.relay.policy",
+    "Policy": "penstock.relay.policy",
+    "Relay": "penstock.relay.app",
+    "RelayLimits": "penstock.relay.policy",
+    "StreamEnd": "penstock.relay.ends",
+}
+"""Loaded when they are asked for: whoever consumes or pipes needs no Starlette in memory."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _RELAY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_RELAY[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

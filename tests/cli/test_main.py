@@ -46,7 +46,7 @@ USAGE = {
     "unknown command": (["fly"], "No such command 'fly'", "see `penstock --help`"),
     "unknown option": (["tail", "--fly"], "No such option: --fly", "see `penstock tail --help`"),
     "tail: no URL": (["tail"], "Missing argument 'URL'", "see `penstock tail --help`"),
-    "relay: no upstream": (["relay"], "Missing argument 'UPSTREAM'", "see `penstock relay --help`"),
+    "relay: no upstream": (["relay"], "write the UPSTREAM's URL, or --config FILE", "see `penstock relay --help`"),
     "pipe: no destination": (
         ["pipe", "http://localhost/"],
         "Missing argument 'DESTINATION'",

@@ -32,7 +32,7 @@ from tests.e2e.process import (
 pytestmark = [pytest.mark.e2e, needs_proc]
 
 SCRIPT = (str(Path(sys.executable).with_name("penstock")),)
-TWO_WORKERS = ("--listen", "127.0.0.1:0", "--workers", "2", "--json")
+TWO_WORKERS = ("--listen", "127.0.0.1:0", "--workers", "2", "--store", "none", "--json")
 ENDLESS = "/generate?chunks=100000&interval=0.01"
 LAST_CHUNK = b"\r\n0\r\n\r\n"
 
@@ -120,8 +120,10 @@ def gone(pids: list[int]) -> bool:
 
 
 def test_requests_are_served_by_all_workers_and_by_nobody_else(serve: Serve, origin: Server, read: Read) -> None:
-    relay = serve("relay", origin.url, "--workers", "3")
-    assert json.loads(relay.out) == {"listening": {"url": relay.url, "upstream": origin.url, "workers": 3}}
+    relay = serve("relay", origin.url, "--workers", "3", "--store", "none")
+    assert json.loads(relay.out) == {
+        "listening": {"url": relay.url, "upstream": origin.url, "workers": 3, "store": "none"}
+    }
     workers = children_of(relay.pid)
     streams = read(relay, ENDLESS, 3)
     assert sorted(streams) == sorted(workers)
@@ -129,12 +131,23 @@ def test_requests_are_served_by_all_workers_and_by_nobody_else(serve: Serve, ori
 
 
 @pytest.mark.parametrize("program", [PENSTOCK, SCRIPT], ids=["module", "script"])
-def test_it_begins_with_one_line_and_ends_without_any(
+def test_it_says_once_what_it_does_and_ends_without_a_word(
     start: Start, closed_port: str, tmp_path: Path, program: tuple[str, ...]
 ) -> None:
     if program is SCRIPT:  # what lies in the folder that it is started in is not what the workers run
         (tmp_path / "pickle.py").write_text("raise SystemExit('the wrong pickle')")
-    relay = start("relay", closed_port, "--listen", "127.0.0.1:0", "--workers", "2", program=program, cwd=tmp_path)
+    relay = start(
+        "relay",
+        closed_port,
+        "--listen",
+        "127.0.0.1:0",
+        "--workers",
+        "2",
+        "--store",
+        "none",
+        program=program,
+        cwd=tmp_path,
+    )
     line = relay.said("penstock relay on http://127.0.0.1:")
     assert line.endswith(f" to {closed_port}, with 2 workers")
     workers = children_of(relay.pid)
@@ -142,7 +155,10 @@ def test_it_begins_with_one_line_and_ends_without_any(
     relay.kill(signal.SIGTERM)
     assert relay.ended() == 143
     assert relay.out == ""
-    assert len(relay.err.splitlines()) == 2
+    first, *rest = relay.err.splitlines()
+    assert first == line
+    assert rest
+    assert all(each.startswith("  ") for each in rest), "more than what it keeps and promises"
     assert gone(workers)
 
 
@@ -162,7 +178,7 @@ def test_it_leaves_nothing_open_that_python_would_warn_of(start: Start, origin: 
 def test_a_stream_survives_the_death_of_another_worker_which_is_replaced(
     serve: Serve, origin: Server, read: Read
 ) -> None:
-    relay = serve("relay", origin.url, "--workers", "2")
+    relay = serve("relay", origin.url, "--workers", "2", "--store", "none")
     streams = read(relay, "/generate?chunks=150&interval=0.02", 2)
     (killed, broken), (other, surviving) = streams.items()
     os.kill(killed, signal.SIGKILL)
@@ -216,7 +232,7 @@ def test_a_second_signal_cuts_the_streams_off(
 def test_after_the_grace_the_streams_are_cut_off_and_the_lines_say_by_whom(
     serve: Serve, origin: Server, read: Read
 ) -> None:
-    relay = serve("relay", origin.url, "--workers", "2", "--grace", "0.1")
+    relay = serve("relay", origin.url, "--workers", "2", "--store", "none", "--grace", "0.1")
     streams = read(relay, ENDLESS, 2)
     relay.kill(signal.SIGTERM)
     assert not any(stream.whole for stream in streams.values())
@@ -230,7 +246,7 @@ def test_nothing_outlives_a_parent_that_is_killed(
     serve: Serve, start: Start, origin: Server, read: Read, when: str
 ) -> None:
     if when == "serving":
-        relay: Running = serve("relay", origin.url, "--workers", "2", "--grace", "600")
+        relay: Running = serve("relay", origin.url, "--workers", "2", "--store", "none", "--grace", "600")
         streams = read(relay, ENDLESS, 2)
     else:
         relay, streams = start("relay", origin.url, *TWO_WORKERS), {}
@@ -242,10 +258,10 @@ def test_nothing_outlives_a_parent_that_is_killed(
 
 
 def test_a_port_in_use_is_one_error(serve: Serve, origin: Server) -> None:
-    relay = serve("relay", origin.url, "--workers", "2")
+    relay = serve("relay", origin.url, "--workers", "2", "--store", "none")
     for server in (origin, relay):
         where = server.url.removeprefix("http://")
-        done = penstock("relay", origin.url, "--listen", where, "--workers", "2")
+        done = penstock("relay", origin.url, "--listen", where, "--workers", "2", "--store", "none")
         assert (done.code, done.out) == (1, "")
         assert one_line(done.err).startswith(f"cannot listen on {where}: the address is already in use")
     done = penstock("relay", origin.url, "--listen", relay.url.removeprefix("http://"), "--json")

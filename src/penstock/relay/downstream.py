@@ -12,7 +12,8 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import AsyncIterator, Callable
+import random
+from collections.abc import AsyncIterator, Callable, Mapping
 from http import HTTPStatus
 from types import TracebackType
 from typing import Protocol, Self
@@ -20,6 +21,8 @@ from typing import Protocol, Self
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Send
 
+from penstock.errors import LimitExceeded, StreamError
+from penstock.relay.cors import replaced
 from penstock.relay.headers import Raw
 
 logger = logging.getLogger("penstock.relay")
@@ -47,19 +50,29 @@ class Direct(Protocol):
     def close(self) -> None: ...
 
 
+class PutOff(StreamError):
+    """The reader was told to come back later."""
+
+
 class Downstream:
     """One reader and one answer. Listens as long as it is entered with ``async with``.
 
     Attributes:
+        max_body_bytes: The longest request body that is taken; None for no bound.
+        cors: What any answer says to a page of another origin; None leaves what the upstream says.
         started: Whether the status line has been sent: from then on a failure can only break the answer off.
         sent: Body bytes handed to the server.
     """
+
+    max_body_bytes: int | None = None
+    cors: Raw | None = None
 
     def __init__(self, request: Request, receive: Receive, send: Send) -> None:
         self._request = request
         self._receive = receive
         self._send = send
         self._piece: bytes | None = None
+        self._taken = 0
         self._room = asyncio.Event()
         self._room.set()
         self._news = asyncio.Event()
@@ -67,6 +80,7 @@ class Downstream:
         self._unwanted = False
         self._trouble: Exception | None = None
         self._left = False
+        self._left_early = False
         self._cancel: Callable[[], None] | None = None
         self.started = False
         self.sent = 0
@@ -82,20 +96,54 @@ class Downstream:
 
     # -- what comes from the reader ------------------------------------------------------------------------------
 
+    @property
+    def head_only(self) -> bool:
+        """Whether the reader wants no body."""
+        return self._request.method == "HEAD"
+
+    @property
+    def takes_events(self) -> bool:
+        """Whether it says that it takes events, as an EventSource does."""
+        return "text/event-stream" in self._request.headers.get("accept", "").lower()
+
+    @property
+    def is_event_source(self) -> bool:
+        """Whether it may be an EventSource, which comes back by itself."""
+        return self._request.method == "GET" and self.takes_events
+
     async def body(self) -> AsyncIterator[bytes]:
-        """The request body as it comes."""
+        """The request body as it comes; asked for again, it goes on where it stood.
+
+        Raises:
+            LimitExceeded: It is longer than `max_body_bytes`.
+        """
         while True:
             if self._piece is not None:
                 piece, self._piece = self._piece, None
+                self._taken += len(piece)
+                if self.max_body_bytes is not None and self._taken > self.max_body_bytes:
+                    raise LimitExceeded(
+                        f"the request's body is longer than {self.max_body_bytes:,} bytes", limit="max_body_bytes"
+                    )
                 self._room.set()
                 yield piece
             elif self._trouble is not None:
                 raise self._trouble
-            elif self._quiet.is_set() and not self._left:
+            elif self.body_has_come:
                 return
             else:
                 self._news.clear()
                 await self._news.wait()
+
+    @property
+    def body_has_come(self) -> bool:
+        """Whether the request's body is here to its end, so that its sender may leave."""
+        return self._quiet.is_set() and not self._left_early
+
+    @property
+    def left_early(self) -> bool:
+        """Whether the reader has left before its request was whole."""
+        return self._left_early
 
     def body_is_over(self) -> None:
         """Throw away what may still come of the body."""
@@ -133,6 +181,7 @@ class Downstream:
 
     def _depart(self) -> None:
         self._left = True
+        self._left_early = not self._quiet.is_set()
         self._hush()
         if self._cancel is not None:
             self._cancel()
@@ -141,6 +190,8 @@ class Downstream:
 
     async def start(self, status: int, headers: Raw) -> None:
         """Send the status line and the fields."""
+        if self.cors is not None:
+            headers = replaced(headers, self.cors)
         await self._tell({"type": "http.response.start", "status": status, "headers": headers})
         self.started = True
 
@@ -184,17 +235,19 @@ class Downstream:
             await self.start(NOBODY, [])
             await self.finish()
 
-    async def refuse(self, status: int, reason: str, *, proxy_status: str | None = None) -> None:
-        """Answer with a problem instead (RFC 9457)."""
+    async def refuse(
+        self, status: int, reason: str, *, proxy_status: str | None = None, more: Mapping[str, object] | None = None
+    ) -> None:
+        """Answer with a problem instead (RFC 9457), with more members where there are more to tell."""
         self.on_departure(None)
-        body = problem(status, reason)
+        body = problem(status, reason, more)
         headers = [(b"content-type", b"application/problem+json"), (b"content-length", b"%d" % len(body))]
         if proxy_status is not None:
             headers.append((b"proxy-status", f"penstock; error={proxy_status}".encode()))
         if not self._quiet.is_set():
             headers.append((b"connection", b"close"))  # the rest of the request's body would be taken for a request
         await self.start(status, headers)
-        if self._request.method != "HEAD":
+        if not self.head_only:
             await self.write(body)
         self.body_is_over()
         try:
@@ -204,6 +257,23 @@ class Downstream:
             pass
         await self.finish()
 
+    async def put_off(self, status: int, reason: str) -> None:
+        """Refuse for now.
+
+        An EventSource takes any refusal for final. It is answered instead, told when to come back (each reader at
+        another time, lest all come at once), and broken off: to others that does not look like a whole answer.
+
+        Raises:
+            PutOff: The server is to break the answer off.
+        """
+        if not self.is_event_source:
+            await self.refuse(status, reason)
+            return
+        await self.start(200, [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")])
+        await self.write(b"retry: %d\n" % random.randint(1000, 5000))
+        await self.break_off(reason)
+        raise PutOff(reason)
+
     async def _tell(self, message: Message) -> None:
         try:
             await self._send(message)
@@ -211,6 +281,7 @@ class Downstream:
             self._depart()
 
 
-def problem(status: int, reason: str) -> bytes:
+def problem(status: int, reason: str, more: Mapping[str, object] | None = None) -> bytes:
     """A refusal's body (RFC 9457)."""
-    return json.dumps({"title": HTTPStatus(status).phrase, "status": status, "detail": reason}).encode() + b"\n"
+    value = {"title": HTTPStatus(status).phrase, "status": status, "detail": reason, **(more or {})}
+    return json.dumps(value).encode() + b"\n"

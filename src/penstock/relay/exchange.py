@@ -1,4 +1,4 @@
-"""One request through the relay, from its first byte to its one end.
+"""An answer that is passed on and not kept: from its head to its one end, for one reader.
 
 ==============================  =====================================================================
 what happens                    what the reader sees
@@ -24,12 +24,15 @@ from penstock.client.response import Response
 from penstock.errors import PenstockError
 from penstock.relay.downstream import Direct, Downstream
 from penstock.relay.headers import Raw, to_reader
+from penstock.relay.policy import HeaderRules
 from penstock.relay.upstream import Outgoing, answer_to
 
 logger = logging.getLogger("penstock.relay")
 
 
-async def carry(client: AsyncClient, outgoing: Outgoing, downstream: Downstream, *, more_headers: Raw) -> None:
+async def carry(
+    client: AsyncClient, outgoing: Outgoing, downstream: Downstream, *, rules: HeaderRules, more_headers: Raw
+) -> None:
     """Send the request to the upstream and its answer to the reader, each chunk as it comes.
 
     Cancellation: the upstream's request is abandoned and its connection closed.
@@ -38,6 +41,7 @@ async def carry(client: AsyncClient, outgoing: Outgoing, downstream: Downstream,
         client: What to reach the upstream through.
         outgoing: The request.
         downstream: The reader.
+        rules: What the route adds to and drops from the answer's fields.
         more_headers: Fields to set on the answer, in the place of the upstream's own of the same name.
     Raises:
         PenstockError: The upstream failed after its headers. It is for the server to see, so that it breaks the
@@ -45,46 +49,76 @@ async def carry(client: AsyncClient, outgoing: Outgoing, downstream: Downstream,
     """
     with anyio.CancelScope() as scope:
         downstream.on_departure(scope.cancel)
-        await _carry(client, outgoing, downstream, more_headers)
-    if scope.cancel_called:
-        logger.info(
-            "%s %s: the reader left after %d bytes; the upstream is cancelled",
-            outgoing.method,
-            outgoing.target.decode("latin-1"),
-            downstream.sent,
-        )
-        await downstream.dismiss()
-
-
-async def _carry(client: AsyncClient, outgoing: Outgoing, downstream: Downstream, more_headers: Raw) -> None:
-    try:
-        response = await outgoing.open(client, downstream.body())
-    except PenstockError as error:
-        status, reason, kind = answer_to(error)
-        logger.warning("%s %s: %d: %s", outgoing.method, outgoing.target.decode("latin-1"), status, error)
-        await downstream.refuse(status, reason, proxy_status=kind)
-        return
-    async with response:
-        downstream.body_is_over()  # an upstream that answers early has heard enough
-        ours = {name for name, _ in more_headers}
-        headers = to_reader(
-            [(name.lower(), value) for name, value in response.headers.raw],
-            status=response.status,
-            upstream=outgoing.url,
-            root=outgoing.root,
-        )
-        await downstream.start(response.status, [pair for pair in headers if pair[0] not in ours] + more_headers)
         try:
-            direct = downstream.direct()
-            if direct is not None and response.can_push:
-                await _carry_directly(response, downstream, direct)
-            else:
-                async for piece in response.raw():
-                    await downstream.write(piece)
+            response = await outgoing.open(client, downstream.body())
         except PenstockError as error:
-            await downstream.break_off(str(error))
-            raise
-        await downstream.finish()
+            await refuse_with(downstream, error, outgoing)
+        else:
+            async with response:
+                await _carry(response, outgoing, downstream, rules, more_headers)
+    if scope.cancel_called:
+        await _left(outgoing, downstream)
+
+
+async def pass_on(
+    response: Response, outgoing: Outgoing, downstream: Downstream, *, rules: HeaderRules, more_headers: Raw
+) -> None:
+    """Give a response that is open already to the reader, as `carry` does.
+
+    Cancellation: the reader is let go of; the response is whoever's opened it.
+    """
+    with anyio.CancelScope() as scope:
+        downstream.on_departure(scope.cancel)
+        await _carry(response, outgoing, downstream, rules, more_headers)
+    if scope.cancel_called:
+        await _left(outgoing, downstream)
+
+
+async def refuse_with(downstream: Downstream, error: BaseException | None, outgoing: Outgoing | None) -> None:
+    """Tell the reader that the upstream gave no answer."""
+    if not isinstance(error, PenstockError):
+        await downstream.refuse(502, "the upstream gave no answer")
+        return
+    status, reason, kind = answer_to(error)
+    if outgoing is not None:
+        logger.warning("%s %s: %d: %s", outgoing.method, outgoing.target.decode("latin-1"), status, error)
+    await downstream.refuse(status, reason, proxy_status=kind)
+
+
+async def _left(outgoing: Outgoing, downstream: Downstream) -> None:
+    logger.info(
+        "%s %s: the reader left after %d bytes; the upstream is cancelled",
+        outgoing.method,
+        outgoing.target.decode("latin-1"),
+        downstream.sent,
+    )
+    await downstream.dismiss()
+
+
+async def _carry(
+    response: Response, outgoing: Outgoing, downstream: Downstream, rules: HeaderRules, more_headers: Raw
+) -> None:
+    downstream.body_is_over()  # an upstream that answers early has heard enough
+    ours = {name for name, _ in more_headers}
+    headers = to_reader(
+        [(name.lower(), value) for name, value in response.headers.raw],
+        status=response.status,
+        upstream=outgoing.url,
+        root=outgoing.root,
+    )
+    kept = [pair for pair in rules.apply(headers) if pair[0] not in ours]
+    await downstream.start(response.status, kept + more_headers)
+    try:
+        direct = downstream.direct()
+        if direct is not None and response.can_push:
+            await _carry_directly(response, downstream, direct)
+        else:
+            async for piece in response.raw():
+                await downstream.write(piece)
+    except PenstockError as error:
+        await downstream.break_off(str(error))
+        raise
+    await downstream.finish()
 
 
 async def _carry_directly(response: Response, downstream: Downstream, direct: Direct) -> None:

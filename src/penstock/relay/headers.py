@@ -17,6 +17,7 @@ from penstock.wire import headers as fields
 Raw = list[tuple[bytes, bytes]]
 
 _BODILESS = (204, 304)
+_FORWARDED = frozenset({b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host"})
 _OURS = frozenset(
     {b"host", b"content-length", b"expect", b"via", b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host"}
 )
@@ -53,7 +54,15 @@ def body_length(headers: Iterable[tuple[bytes, bytes]]) -> int | None:
 
 
 def to_upstream(
-    headers: Raw, *, host: str, length: int | None, peer: str | None, scheme: str, via: str, more: Raw
+    headers: Raw,
+    *,
+    host: str,
+    length: int | None,
+    peer: str | None,
+    scheme: str,
+    via: str,
+    more: Raw,
+    trusted: bool = False,
 ) -> Raw:
     """The fields of a gateway's request to its upstream.
 
@@ -65,6 +74,7 @@ def to_upstream(
         scheme: How the reader came, "http" or "https".
         via: Our name in Via.
         more: Fields to set, in the place of the reader's own of the same name.
+        trusted: Whether the peer is a proxy whose word on X-Forwarded-* counts: ours is added to it.
     Raises:
         Refused: 508 when the request has been here before.
     """
@@ -72,11 +82,14 @@ def to_upstream(
     if via.encode() in came_by:
         raise Refused(508, "the request came back to the relay that had sent it on: the upstream points here")
     asked_host = next((value for name, value in headers if name == b"host"), b"")
+    told = {name: value for name, value in headers if name in _FORWARDED} if trusted else {}
+    before = told.get(b"x-forwarded-for")
+    came_from = [each for each in (before, peer.encode() if peer else b"") if each]
     ours = [
         (b"host", host.encode()),
-        *([(b"x-forwarded-for", peer.encode())] if peer else []),
-        (b"x-forwarded-proto", scheme.encode()),
-        *([(b"x-forwarded-host", asked_host)] if asked_host else []),
+        *([(b"x-forwarded-for", b", ".join(came_from))] if came_from else []),
+        (b"x-forwarded-proto", told.get(b"x-forwarded-proto", scheme.encode())),
+        *([(b"x-forwarded-host", told.get(b"x-forwarded-host", asked_host))] if asked_host or told else []),
     ]
     onward = [pair for pair in fields.end_to_end(headers) if pair[0] not in _OURS]
     return [

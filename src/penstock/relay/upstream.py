@@ -15,6 +15,7 @@ from penstock.errors import (
     CircuitOpenError,
     ConnectError,
     ConnectTimeout,
+    LimitExceeded,
     PenstockError,
     ProtocolError,
     ReadTimeout,
@@ -94,6 +95,8 @@ def answer_to(error: PenstockError) -> tuple[int, str, str]:
         RFC 9209 §2.3
     """
     match error:
+        case LimitExceeded(limit="max_body_bytes"):
+            return 413, str(error), "http_request_error"
         case CircuitOpenError():
             return 503, "the upstream is failing and is given time to recover", "destination_unavailable"
         case ConnectTimeout():

@@ -7,8 +7,10 @@ re-raises a signal, it tells no story on the way, and it waits for what it cance
 state      on the first SIGINT or SIGTERM           on the second
 =========  =======================================  ========================================================
 starting   the application's start is cancelled     the same
-serving    no new connections; running streams get  they are cut off now
-           their grace
+serving    an application that can drain does so,   no more of that
+           with the listener still open; then
+           there are no new connections, and what   it is cut off now
+           runs has the rest of its grace
 stopping   (the above)                              the application's shutdown is no longer waited for
 =========  =======================================  ========================================================
 
@@ -24,7 +26,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -65,6 +67,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
         config.load()
         self.config.lifespan_class = Lifespan
+        self._app = app
         self._sock = sock
         self._grace = grace
         self._changed = asyncio.Event()
@@ -92,6 +95,7 @@ class Server(uvicorn.Server):
                 await self._listen()
                 on_listening()
                 await self._serve_requests()
+                await self._drain()
         except asyncio.CancelledError:
             self.should_exit = self.force_exit = True
             raise
@@ -143,6 +147,16 @@ class Server(uvicorn.Server):
     async def _serve_requests(self) -> None:
         while not self.should_exit:
             await self._changed.wait()
+
+    async def _drain(self) -> None:
+        """Let an application that can (`Relay.drain`) end its streams while the listener is still open."""
+        drain = getattr(self._app, "drain", None)
+        if drain is None or self.force_exit:
+            return
+        self._changed.clear()
+        began = asyncio.get_running_loop().time()
+        await self._unless_stopped(drain(self._grace))
+        self._grace = max(0.0, self._grace - (asyncio.get_running_loop().time() - began))
 
     async def _stop(self) -> None:
         for connection in list(self.server_state.connections):
@@ -209,6 +223,35 @@ async def serve(
     with logged_to_stderr(), server.signals_handled():
         await server.run_until_stopped(lambda: on_listening(where) if on_listening else None)
     return 0 if server.signal is None else 128 + server.signal
+
+
+@contextlib.asynccontextmanager
+async def beside(app: Any, sock: socket.socket) -> AsyncIterator[None]:
+    """Serve another application in the same loop, as long as the block runs: an operator's, say.
+
+    It has no signals and no grace: it ends with the block, and what it still answers is cut off.
+
+    Args:
+        app: Any ASGI application.
+        sock: Bound, as by :func:`penstock.server.listen.bind`; it is closed in the end.
+    Raises:
+        Exception: What the application raised at its start.
+    """
+    server = Server(app, sock, grace=0.0)
+    listening = asyncio.Event()
+    task = asyncio.create_task(server.run_until_stopped(listening.set))
+    ready = asyncio.create_task(listening.wait())
+    try:
+        await asyncio.wait({task, ready}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            task.result()  # why it never served
+        yield
+    finally:
+        ready.cancel()
+        server.stop()
+        server.stop()
+        await asyncio.wait({task, ready})
+    task.result()
 
 
 @contextlib.contextmanager

@@ -1,0 +1,157 @@
+"""A logged stream as an answer: its head, its records from a place on, and its end.
+
+==================================  =========================================================================
+the stream                          the answer
+==================================  =========================================================================
+runs, or has more than the cursor   its head, what follows the cursor, and what comes
+has ended *done*, all is known      204: there is nothing more, and an EventSource stops asking
+has ended otherwise                 its head, the terminal event if the reader lacks it, and a broken end
+was evicted up to the cursor        to who takes events a gap is told, then what is left; to others 410
+is not as long as the offset        416; or, once it has ended, as if all were known
+==================================  =========================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+
+from penstock.errors import PenstockError, ReplayGap
+from penstock.eventlog.base import End, Page, Stream, StreamGone
+from penstock.eventlog.reader import Reader
+from penstock.relay.downstream import Downstream
+from penstock.relay.ends import TOLD, said, spoken_in
+from penstock.relay.head import Head
+from penstock.relay.headers import Raw
+from penstock.relay.marks import Place
+from penstock.relay.session import Session
+from penstock.relay.subscriber import StreamBroken, Subscriber
+
+STREAM_FIELD = b"penstock-stream"
+OFFSET_FIELD = b"penstock-offset"
+PATH = "/_penstock/streams/"
+
+
+@asynccontextmanager
+async def attended(downstream: Downstream, session: Session | None = None) -> AsyncIterator[None]:
+    """A reader is here: the session is told, and when the reader leaves, the block is left too.
+
+    Cancellation: the reader is let go of; what becomes of the stream is its session's to say.
+    """
+    with anyio.CancelScope() as scope:
+        downstream.on_departure(scope.cancel)
+        if session is not None:
+            session.came()
+        try:
+            yield
+        finally:
+            if session is not None:
+                session.left()
+    if scope.cancel_called:
+        await downstream.dismiss()
+
+
+def fields_of(stream: Stream, head: Head, root: str = "") -> Raw:
+    """The fields of a logged stream's answer: the upstream's, and how to come back."""
+    names = {name for name, _ in head.headers}
+    ours: Raw = [(STREAM_FIELD, stream.id.encode()), (b"cache-control", b"no-store, no-transform")]
+    if b"location" not in names:
+        ours.append((b"location", f"{root}{PATH}{stream.id}".encode()))
+    if head.kind != "bytes":
+        ours.append((b"x-content-type-options", b"nosniff"))
+    replaced = {name for name, _ in ours} | {b"content-length"}
+    return [pair for pair in head.headers if pair[0] not in replaced] + ours
+
+
+async def give(
+    reader: Reader,
+    head: Head,
+    downstream: Downstream,
+    *,
+    offset: int | None = None,
+    more_headers: Raw,
+    root: str = "",
+    keep_alive: float = 15.0,
+) -> None:
+    """Answer a reader with a stream, from its place on, to the stream's end.
+
+    Args:
+        reader: Its place.
+        head: The stream's.
+        downstream: The reader.
+        offset: The place, where it is one in bytes.
+        more_headers: Fields to set on the answer, in the place of the stream's own of the same name.
+        root: The path that the reader finds us at.
+        keep_alive: Seconds of silence after which an event stream's reader is sent a comment; 0 never.
+    Raises:
+        PenstockError: The stream did not end well, or cannot be read to its end. It is for the server to see, so that
+            the answer cannot look whole.
+    """
+    stream, after = reader.stream, reader.cursor
+    first: Page | ReplayGap
+    try:
+        first = await reader.read()
+    except StreamGone:
+        await downstream.refuse(404, "the stream is not kept any more")
+        return
+    except ReplayGap as missed:
+        if head.kind != "sse" or not downstream.takes_events:
+            await downstream.refuse(410, "what was asked for is no longer kept", more={"earliest": missed.earliest})
+            return
+        first = missed
+    else:
+        if _nothing_follows(first, after):
+            await downstream.start(204, [(STREAM_FIELD, stream.id.encode()), *more_headers])
+            await downstream.finish()
+            return
+        if offset is not None and first.end is None and first.offset < offset:
+            await downstream.refuse(416, "the stream has not come so far", more={"offset": first.offset})
+            return
+    ours = {name for name, _ in more_headers}
+    fields = [pair for pair in fields_of(stream, head, root) if pair[0] not in ours]
+    status, place = (head.status, []) if offset is None else _from_offset(stream, head, offset)
+    await downstream.start(status, fields + place + more_headers)
+    if downstream.head_only:
+        await downstream.finish()
+        return
+    try:
+        end = await Subscriber(reader, downstream, head.kind, keep_alive=keep_alive).run(first)
+    except PenstockError as error:
+        await downstream.break_off(str(error))
+        raise
+    await _finish(stream, head, downstream, end)
+
+
+def _from_offset(stream: Stream, head: Head, offset: int) -> tuple[int, Raw]:
+    """The status and the fields that say from where on the bytes are."""
+    place: Raw = [(OFFSET_FIELD, b"%d" % offset)]
+    if stream.ended is None or stream.ended.reason != "done":
+        return head.status, place
+    length = stream.ended.offset
+    return 206, [*place, (b"content-range", b"bytes %d-%d/%d" % (offset, length - 1, length))]
+
+
+async def _finish(stream: Stream, head: Head, downstream: Downstream, end: End) -> None:
+    if end.reason == "done":
+        await downstream.finish()
+        return
+    told = end.detail
+    if not told and head.kind != "bytes":  # whoever found the producer gone did not know how the stream speaks
+        dialect = "ndjson" if head.kind == "ndjson" else head.dialect or spoken_in(head.headers) or "penstock"
+        told = said(dialect, end.reason, "the stream was lost with the process that produced it")
+        if head.kind == "sse":
+            told = f"id: {Place(stream.id, stream.epoch, end.sequence)}\n".encode() + told
+    if told:
+        await downstream.write(told)
+    reason = f"stream {stream.id} ended as {end.reason}"
+    await downstream.break_off(reason)
+    raise StreamBroken(reason)
+
+
+def _nothing_follows(page: Page, after: int) -> bool:
+    end = page.end
+    if end is None or page.records:
+        return False
+    return end.reason == "done" or after >= end.sequence or end.detail == TOLD

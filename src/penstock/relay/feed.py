@@ -1,0 +1,170 @@
+"""A stream's bytes made into the records that are logged and sent: what a reader must get whole, and in one piece.
+
+==========  ========================================  =============================================
+kind        a record is                               an unfinished one at the end
+==========  ========================================  =============================================
+sse         a block, up to its blank line; with our   is dropped: an event without its blank line
+            id in it where it has data                dispatches nothing
+ndjson      a line                                    is kept if the body came whole, else dropped
+bytes       what came in one read                     (there is none)
+==========  ========================================  =============================================
+
+Blocks and lines go on byte for byte but for the id. Nothing is decoded.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+from penstock.relay.ends import Dialect, Usage, spoken
+from penstock.relay.marks import BOM, has_data, has_id, id_line, without_id
+from penstock.wire import sse
+from penstock.wire.lines import Decoder as Lines
+
+Kind = Literal["sse", "ndjson", "bytes"]
+Ids = Literal["auto", "ours", "upstream"]
+
+
+class Feed(Protocol):
+    """What makes records of bytes.
+
+    Attributes:
+        dialect: What the stream was heard to speak; None while it has not told.
+        usage: The blocks that a provider's usage is in.
+        received: Bytes that came.
+    """
+
+    dialect: Dialect | None
+    usage: Usage
+    received: int
+
+    def feed(self, data: bytes, sequence: int) -> list[bytes]:
+        """The records that these bytes complete, the first of them to be numbered with that sequence.
+
+        Raises:
+            LimitExceeded: A record outgrew its limit.
+        """
+        ...
+
+    def close(self, sequence: int) -> list[bytes]:
+        """The body came whole: what of the rest is a record."""
+        ...
+
+
+class SseFeed:
+    """The blocks of an event stream.
+
+    Attributes:
+        last: The last block that had data, as it came: what tells whether the stream's protocol has come to its end.
+    """
+
+    def __init__(self, stream: str, epoch: int, ids: Ids, max_event_bytes: int) -> None:
+        self.dialect: Dialect | None = None
+        self.usage = Usage()
+        self.received = 0
+        self._id = id_line(stream, epoch)
+        self._ids = ids
+        self._cutter = sse.BlockCutter(max_block_bytes=max_event_bytes)
+        self._marked = ids == "ours"
+        self._fresh = True
+        self._silent = True  # no block with data has come
+        self._theirs = False  # ...but an id of the upstream's own
+        self.last = b""
+
+    @property
+    def marked(self) -> bool:
+        """Whether the blocks carry our ids."""
+        return self._marked
+
+    def feed(self, data: bytes, sequence: int) -> list[bytes]:
+        self.received += len(data)
+        blocks = self._cutter.feed(data)
+        if not blocks:
+            return blocks
+        if self._silent:
+            self._look(blocks)
+        saw = self.usage.saw
+        if not self._marked:
+            for block in blocks:
+                if has_data(block):
+                    self.last = block
+                    if b'"usage"' in block:
+                        saw(block)
+            return blocks
+        id_ = self._id
+        for index, block in enumerate(blocks):
+            if block.startswith(b"data:") or has_data(block):
+                self.last = block
+                if b'"usage"' in block:
+                    saw(block)
+                if has_id(block):
+                    block = without_id(block)
+                blocks[index] = b"%b%d\n%b" % (id_, sequence + index, block)
+            elif has_id(block):
+                blocks[index] = without_id(block)  # it would move the reader's place all the same
+        return blocks
+
+    def close(self, sequence: int) -> list[bytes]:
+        rest = self._cutter.close()
+        return [] if self._cutter.unfinished else rest
+
+    def _look(self, blocks: list[bytes]) -> None:
+        """At the first blocks: a byte-order mark cannot stay behind an id, and the first with data tells the rest."""
+        if self._fresh:
+            self._fresh = False
+            blocks[0] = blocks[0].removeprefix(BOM)
+        for block in blocks:
+            self._theirs = self._theirs or has_id(block)
+            if has_data(block):
+                self._silent = False
+                self.dialect = spoken(block)
+                self._marked = self._ids == "ours" or (self._ids == "auto" and not self._theirs)
+                return
+
+
+class LineFeed:
+    """The lines of an NDJSON body."""
+
+    def __init__(self, max_event_bytes: int) -> None:
+        self.dialect: Dialect | None = "ndjson"
+        self.usage = Usage()
+        self.received = 0
+        self._lines = Lines(max_line_bytes=max_event_bytes, newlines="lf")
+
+    def feed(self, data: bytes, sequence: int) -> list[bytes]:
+        self.received += len(data)
+        records = [line + b"\n" for line in self._lines.feed(data)]
+        for record in records:
+            if b'"usage"' in record:
+                self.usage.saw(record)
+        return records
+
+    def close(self, sequence: int) -> list[bytes]:
+        return self._lines.close()
+
+
+class ByteFeed:
+    """Bytes as they come."""
+
+    def __init__(self) -> None:
+        self.dialect: Dialect | None = None
+        self.usage = Usage()
+        self.received = 0
+
+    def feed(self, data: bytes, sequence: int) -> list[bytes]:
+        self.received += len(data)
+        return [data]
+
+    def close(self, sequence: int) -> list[bytes]:
+        return []
+
+
+def feed_for(kind: Kind, stream: str, epoch: int, *, ids: Ids, max_event_bytes: int) -> Feed:
+    """What makes records of a stream of that kind."""
+    match kind:
+        case "sse":
+            return SseFeed(stream, epoch, ids, max_event_bytes)
+        case "ndjson":
+            return LineFeed(max_event_bytes)
+        case _:
+            return ByteFeed()

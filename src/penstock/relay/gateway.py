@@ -1,0 +1,264 @@
+"""What a request asks of the relay's streams: a new one, one that runs, or a place in one.
+
+==============================================  ==================================================================
+the request                                     is answered with
+==============================================  ==================================================================
+has a Last-Event-ID of ours                     that stream, from there on, if it is the same request (409 if not)
+has an Idempotency-Key, and an owner            the stream that the same key began; 422 with another body
+``GET``, ``HEAD /_penstock/streams/<id>``       that stream, from Last-Event-ID, ``?after=`` or ``?offset=`` on
+``DELETE /_penstock/streams/<id>``              its end: 204, whether or not it had one already
+anything else                                   the upstream's answer; logged, and so a stream, if its kind is
+==============================================  ==================================================================
+
+A stream of another owner is as good as none: 404.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+from starlette.requests import Request
+
+from penstock.client.response import Response
+from penstock.eventlog.base import Stream
+from penstock.relay.answer import attended, give
+from penstock.relay.downstream import Downstream
+from penstock.relay.exchange import pass_on
+from penstock.relay.feed import Kind
+from penstock.relay.head import Digest, Head
+from penstock.relay.headers import Raw, body_length, to_reader, with_set
+from penstock.relay.policy import Policy
+from penstock.relay.resume import Resumption, root_of, told_why
+from penstock.relay.route import Route
+from penstock.relay.session import OnEnd, Session, pour
+from penstock.relay.streams import IfRunning, NoRoom, Running
+from penstock.relay.upstream import Outgoing
+from penstock.wire import headers as fields
+
+logger = logging.getLogger("penstock.relay")
+
+Source = Callable[[Session], Awaitable[None]]
+
+IDENTITY: Raw = [(b"accept-encoding", b"identity")]
+"""What a logged route asks of its upstream: in a body that is coded there are no events to be seen."""
+
+
+def logged_kind(policy: Policy, method: str, response: Response) -> Kind | None:
+    """What kind of stream a response is, for the log; None for what only passes through."""
+    content_type = response.content_type
+    if method == "HEAD" or response.status != 200 or not policy.logs(content_type):
+        return None
+    coding = response.headers.get("content-encoding", "").strip().lower()
+    if coding not in ("", "identity"):
+        return "bytes"
+    if fields.is_event_stream(content_type):
+        return "sse"
+    return "ndjson" if fields.is_ndjson(content_type) else "bytes"
+
+
+def can_return(request: Request, downstream: Downstream, key: str | None) -> bool:
+    """Whether a request shows that its reader can come back for the rest."""
+    if key is not None or "idempotency-key" in request.headers or "last-event-id" in request.headers:
+        return True
+    return downstream.is_event_source
+
+
+class Gate(Resumption):
+    """A relay's streams, for one request at a time: those that are there, and new ones."""
+
+    async def forward(
+        self,
+        request: Request,
+        route: Route,
+        outgoing: Outgoing,
+        downstream: Downstream,
+        *,
+        owner: str | None,
+        key: str | None = None,
+        repeated: bool = False,
+        if_running: IfRunning = "join",
+        on_end: OnEnd | None = None,
+        more_headers: Raw,
+    ) -> None:
+        """Ask the upstream, in a session, and answer with what it says.
+
+        Args:
+            request: The reader's.
+            route: What is asked through.
+            outgoing: What is asked.
+            downstream: The reader.
+            owner: Whose the stream is.
+            key: What the owner calls it.
+            repeated: Whether whoever joins by the key must have made the very same request.
+            if_running: What to do when one of that key runs.
+            on_end: Called once, at whatever end of a stream that is kept.
+            more_headers: Fields to set on the answer.
+        """
+        outgoing = replace(outgoing, headers=with_set(outgoing.headers, IDENTITY))
+        digest = Digest(request, body_length(outgoing.headers))
+        await self.begin(
+            request,
+            self._source(route, outgoing, downstream, digest, owner),
+            downstream,
+            policy=route.policy,
+            outgoing=outgoing,
+            owner=owner,
+            key=key,
+            repeated=digest if repeated else None,
+            if_running=if_running,
+            on_end=on_end,
+            more_headers=more_headers,
+            root=root_of(request),
+        )
+
+    async def begin(
+        self,
+        request: Request,
+        source: Source,
+        downstream: Downstream,
+        *,
+        policy: Policy | None = None,
+        outgoing: Outgoing | None = None,
+        owner: str | None,
+        key: str | None = None,
+        claimed: bool = False,
+        repeated: Digest | None = None,
+        if_running: IfRunning = "join",
+        on_end: OnEnd | None = None,
+        more_headers: Raw,
+        root: str = "",
+    ) -> None:
+        """Begin a stream from any source, or join the one that runs under its key, and answer with it.
+
+        Args:
+            request: The reader's.
+            source: Runs as the session's.
+            downstream: The reader.
+            policy: How it is treated.
+            outgoing: The request to the upstream, where there is one.
+            owner: Whose the stream is.
+            key: What the owner calls it.
+            claimed: Whether it has a place in the log from the start, without a key too.
+            repeated: The request's digest, where whoever joins must have made the very same.
+            if_running: What to do when one of that key runs.
+            on_end: Called once, at whatever end.
+            more_headers: Fields to set on the answer.
+            root: The path that the reader finds us at.
+        """
+        policy = policy or self._policy
+        session = Session(
+            on_disconnect=policy.on_disconnect.resolved(can_resume=can_return(request, downstream, key)),
+            ids=policy.ids,
+            max_event_bytes=policy.limits.max_event_bytes,
+            terminator=policy.terminator,
+            on_end=on_end,
+        )
+        try:
+            running = await self._running(session, policy, owner or "", key, if_running, claimed=claimed)
+        except Running as already:
+            await downstream.refuse(409, "a stream of this key is running", more={"stream": already.stream.id})
+            return
+        except NoRoom as full:
+            await downstream.put_off(503, str(full))
+            return
+        if running is None:
+            self.streams.start(session, source)
+            await self._answered(session, policy, outgoing, downstream, more_headers, root)
+            return
+        digest: str | None = None
+        if repeated is not None:
+            async with attended(downstream):
+                digest = await repeated.read(downstream.body)
+            if downstream.started:
+                return  # the reader has left
+        downstream.body_is_over()
+        await self.join(running, downstream, digest=digest, policy=policy, more_headers=more_headers, root=root)
+
+    async def _running(
+        self, session: Session, policy: Policy, owner: str, key: str | None, if_running: IfRunning, *, claimed: bool
+    ) -> Stream | None:
+        """The stream to join; None if the session is to be started."""
+        full = "the relay is stopping" if self.streams.draining else None
+        if self.streams.running >= policy.limits.max_streams:
+            full = "as many streams run here as may"
+        if full is not None:
+            running = await self.streams.find(key, owner) if key is not None and if_running == "join" else None
+            if running is None or running.ended is not None:
+                raise NoRoom(full)
+            return running
+        if key is None and not claimed:
+            return None  # it is claimed once the upstream's answer turns out to be one that is kept
+        return await self.streams.claim(session, key, owner, if_running=if_running, promise=policy.promise)
+
+    def _source(
+        self, route: Route, outgoing: Outgoing, downstream: Downstream, digest: Digest, owner: str | None
+    ) -> Source:
+        policy = route.policy
+
+        async def source(session: Session) -> None:
+            async with await route.open(outgoing, digest.over(downstream.body)) as response:
+                kind = logged_kind(policy, outgoing.method, response)
+                if kind is None and not session.bound:
+                    await session.hand_over(response)
+                    return
+                if not session.bound:
+                    await self.streams.claim(session, None, owner or "", promise=policy.promise)
+                headers = to_reader(
+                    [(name.lower(), value) for name, value in response.headers.raw],
+                    status=response.status,
+                    upstream=outgoing.url,
+                    root=outgoing.root,
+                )
+                kept = policy.response_headers.apply(headers)
+                session.cookies = [pair for pair in kept if pair[0] == b"set-cookie"]
+                kept = [pair for pair in kept if pair[0] != b"set-cookie"]
+                session.begin(Head(response.status, kept, kind or "bytes", digest.value, policy.dialect))
+                await pour(session, response)
+
+        return source
+
+    async def _answered(
+        self,
+        session: Session,
+        policy: Policy,
+        outgoing: Outgoing | None,
+        downstream: Downstream,
+        more_headers: Raw,
+        root: str,
+    ) -> None:
+        """Wait for what the upstream says, and pass it on; the session learns when its reader leaves."""
+        try:
+            async with attended(downstream, session):
+                await asyncio.wait({session.opened})
+                failure = session.opened.exception()
+                if failure is not None:
+                    await told_why(downstream, failure, outgoing)
+                    return
+                opened = session.opened.result()
+                if isinstance(opened, Response):
+                    assert outgoing is not None
+                    rules = policy.response_headers
+                    await pass_on(opened, outgoing, downstream, rules=rules, more_headers=more_headers)
+                    return
+                with session.seat() as reader:
+                    await give(
+                        reader,
+                        opened,
+                        downstream,
+                        more_headers=session.cookies + more_headers,
+                        root=policy.root_path + root,
+                        keep_alive=policy.keep_alive,
+                    )
+            if outgoing is not None and session.cancelled and not session.has_begun:
+                logger.info(
+                    "%s %s: the reader left after 0 bytes; the upstream is cancelled",
+                    outgoing.method,
+                    outgoing.target.decode("latin-1"),
+                )
+        finally:
+            session.passed_on()
+            if downstream.left_early:
+                session.stop("the reader left before its request was whole")

@@ -1,0 +1,78 @@
+"""The ids that the relay gives to the blocks of an event stream, and how a reader hands one back.
+
+``id: 1Zm9v…YmFy.2-1532`` names the relay's version of ids, the stream, its epoch (one per producer) and the sequence of
+the record. It is opaque to readers; what they send back as Last-Event-ID is parsed here and nowhere else.
+
+A block gets one only if it has data: an id before a block without data is what the OpenAI SDK stumbles over, and what
+would move the place of a reader to where nothing was. An id of the upstream's own is taken out, for the later one wins.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from typing import NamedTuple
+
+VERSION = "1"
+ID_BYTES = 16
+BOM = b"\xef\xbb\xbf"
+
+_TOKEN = re.compile(r"1([A-Za-z0-9_-]{22})\.([0-9]{1,9})-([0-9]{1,15})")
+_ID = re.compile(r"[A-Za-z0-9_-]{22}")
+_DATA = re.compile(rb"[\r\n]data[:\r\n]")
+_OWN_ID = re.compile(rb"(?:^|[\r\n])id[:\r\n]")
+_LINES = re.compile(rb"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
+
+
+class Place(NamedTuple):
+    """Where a reader stands.
+
+    Attributes:
+        stream: The stream's id.
+        epoch: Its producer's.
+        sequence: Of the last record that the reader has.
+    """
+
+    stream: str
+    epoch: int
+    sequence: int
+
+    @classmethod
+    def parse(cls, token: str) -> Place | None:
+        """The place that an id names; None for an id that is not ours."""
+        match = _TOKEN.fullmatch(token)
+        return None if match is None else cls(match[1], int(match[2]), int(match[3]))
+
+    def __str__(self) -> str:
+        return f"{VERSION}{self.stream}.{self.epoch}-{self.sequence}"
+
+
+def stream_id(random: bytes) -> str:
+    """A stream's id out of 16 random bytes: nobody guesses it, and no name from outside is ever one."""
+    return base64.urlsafe_b64encode(random).rstrip(b"=").decode()
+
+
+def is_stream_id(text: str) -> bool:
+    """Whether it has a stream id's form."""
+    return _ID.fullmatch(text) is not None
+
+
+def id_line(stream: str, epoch: int) -> bytes:
+    """The beginning of the id lines of a stream's records; a sequence and LF complete one."""
+    return f"id: {VERSION}{stream}.{epoch}-".encode()
+
+
+def has_data(block: bytes) -> bool:
+    """Whether a block dispatches an event."""
+    return block.startswith((b"data:", b"data\n", b"data\r")) or _DATA.search(block) is not None
+
+
+def has_id(block: bytes) -> bool:
+    """Whether a block has an id of its own."""
+    return b"id" in block and _OWN_ID.search(block) is not None
+
+
+def without_id(block: bytes) -> bytes:
+    """The block less its id lines."""
+    lines = _LINES.findall(block)
+    return b"".join(line for line in lines if not (line.startswith(b"id:") or line.rstrip(b"\r\n") == b"id"))

@@ -1,0 +1,244 @@
+"""Readers that come to a stream that is there already: by its id, by a place in it, by its key.
+
+A reader that comes to a stream is one of its readers from then on, also while its head is still waited for. What it has
+not got, in whatever process the stream is produced, it is given from the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+
+from starlette.requests import Request
+
+from penstock.eventlog.base import StoreError, Stream
+from penstock.eventlog.reader import Reader
+from penstock.relay.answer import PATH, attended, give
+from penstock.relay.downstream import Downstream
+from penstock.relay.exchange import refuse_with
+from penstock.relay.head import Digest, Head
+from penstock.relay.headers import Raw, body_length
+from penstock.relay.marks import Place, is_stream_id
+from penstock.relay.policy import Policy
+from penstock.relay.session import Session, StoppedEarly
+from penstock.relay.streams import NoRoom, Streams
+from penstock.relay.upstream import Outgoing
+
+
+class Resumption:
+    """A relay's streams, for readers of those that are there.
+
+    Args:
+        streams: The relay's.
+        policy: For what no route is known: a stream that is asked for by its id, or by a key.
+    """
+
+    def __init__(self, streams: Streams, policy: Policy) -> None:
+        self.streams = streams
+        self._policy = policy
+
+    async def controlled(self, request: Request, downstream: Downstream, owners: Collection[str]) -> bool:
+        """Answer what is asked of ``/_penstock/streams/<id>``; False if that is not what is asked for.
+
+        Args:
+            request: The reader's.
+            downstream: The reader.
+            owners: Whose streams it may read: whom it is to each of the routes, for which of them a stream is of is
+                not known here.
+        """
+        path = _path(request)
+        if not path.startswith(PATH):
+            return False
+        await self._control(request, downstream, path.removeprefix(PATH), owners)
+        return True
+
+    async def _control(self, request: Request, downstream: Downstream, id_: str, owners: Collection[str]) -> None:
+        try:
+            stream = await self.streams.get(id_, *owners) if is_stream_id(id_) else None
+            if stream is None:
+                await downstream.refuse(404, "there is no such stream, or no longer")
+            elif request.method == "DELETE":
+                await self.streams.stop(stream)
+                await downstream.start(204, [])
+                await downstream.finish()
+            elif request.method in ("GET", "HEAD"):
+                await self._from_place(request, downstream, stream)
+            else:
+                await downstream.refuse(405, "a stream is read with GET and stopped with DELETE")
+        except StoreError:
+            if downstream.started:
+                raise
+            await downstream.put_off(503, "the store does not answer")
+
+    async def resume(
+        self, request: Request, downstream: Downstream, key: str, owner: str | None, finished: int | None, more: Raw
+    ) -> None:
+        """Answer with the stream of a key, from the reader's place on, or from the beginning."""
+        stream = await self.streams.find(key, owner)
+        if stream is not None and (finished is None or stream.ended is None):
+            await self._from_place(request, downstream, stream, more)
+        elif finished is not None:
+            await downstream.start(finished, more)
+            await downstream.finish()
+        else:
+            await downstream.refuse(404, "there is no such stream, or no longer")
+
+    async def _from_place(
+        self, request: Request, downstream: Downstream, stream: Stream, more_headers: Raw | None = None
+    ) -> None:
+        asked = request.query_params
+        after = asked.get("after", request.headers.get("last-event-id", ""))
+        place = Place.parse(after)
+        try:
+            if place is not None:  # of another stream, it says that nothing of this one is known
+                reader = stream.reader(place.sequence, epoch=place.epoch) if place.stream == stream.id else None
+            else:
+                reader = stream.reader(_number(after)) if "after" in asked else None
+            offset = _number(asked["offset"]) if "offset" in asked else None
+        except ValueError as error:
+            await downstream.refuse(400, str(error))
+            return
+        await self.join(stream, downstream, reader, offset=offset, more_headers=more_headers, root=root_of(request))
+
+    async def join(
+        self,
+        stream: Stream,
+        downstream: Downstream,
+        reader: Reader | None = None,
+        *,
+        offset: int | None = None,
+        digest: str | None = None,
+        policy: Policy | None = None,
+        more_headers: Raw | None = None,
+        root: str = "",
+    ) -> None:
+        """Answer with a stream that is there already, from a place on.
+
+        Args:
+            stream: The stream.
+            downstream: The reader.
+            reader: Its place; the beginning by default.
+            offset: The place in bytes.
+            digest: What the request that began the stream must have been.
+            policy: How the reader is treated.
+            more_headers: Fields to set on the answer.
+            root: The path that the reader finds us at.
+        """
+        session = self.streams.session(stream)
+        policy = policy or self._policy
+        with reader or stream.reader(offset=offset) as place:
+            if session is not None and session.readers >= policy.limits.max_readers:
+                await downstream.put_off(429, "as many read this stream as may")
+                return
+            async with attended(downstream, session):
+                if not await self._has_begun(stream, session, downstream):
+                    return
+                head = Head.decoded(stream.head)
+                if digest is not None and digest != head.digest:
+                    await downstream.refuse(422, "this Idempotency-Key came with another request")
+                elif offset is not None and head.kind == "sse":
+                    await downstream.refuse(400, "an event stream is read from an event on: write ?after=")
+                else:
+                    await give(
+                        place,
+                        head,
+                        downstream,
+                        offset=offset,
+                        more_headers=more_headers or [],
+                        root=policy.root_path + root,
+                        keep_alive=policy.keep_alive,
+                    )
+
+    async def _has_begun(self, stream: Stream, session: Session | None, downstream: Downstream) -> bool:
+        """Wait for a stream's head; False, and the reader is told why, if there will be none."""
+        if session is not None:
+            await asyncio.wait({session.opened})
+            failure = session.opened.exception()
+            if failure is not None:
+                await told_why(downstream, failure, None)
+                return False
+        while not stream.head:
+            if stream.ended is not None:
+                await downstream.refuse(502, "the stream ended before it began")
+                return False
+            await stream.wait(-1)
+        return True
+
+    async def resumed(
+        self,
+        request: Request,
+        downstream: Downstream,
+        owner: str | None,
+        *,
+        key: str | None = None,
+        repeated: bool = True,
+    ) -> bool:
+        """Answer a request that carries an id of ours; False for one that does not.
+
+        Args:
+            request: The reader's.
+            downstream: The reader.
+            owner: Whose streams it may read.
+            key: What its stream must be called, where the route has named it.
+            repeated: Whether it must be the very request that the stream began with.
+        """
+        place = Place.parse(request.headers.get("last-event-id", ""))
+        if place is None:
+            return False
+        try:
+            stream = await self.streams.get(place.stream, owner)
+        except StoreError:
+            await downstream.put_off(503, "the store does not answer")
+            return True
+        if stream is None:
+            await downstream.refuse(404, "the stream that this Last-Event-ID is of is not kept any more, or never was")
+            return True
+        same = key is None or key == stream.key
+        if same and repeated and stream.head:
+            same = False
+            async with attended(downstream):
+                length = body_length(request.scope["headers"])
+                same = await Digest(request, length).read(downstream.body) == Head.decoded(stream.head).digest
+        if not same:
+            if not downstream.started:
+                await downstream.refuse(409, "this Last-Event-ID is of another request's stream")
+            return True
+        reader = stream.reader(place.sequence, epoch=place.epoch)
+        await self.join(stream, downstream, reader, root=root_of(request))
+        return True
+
+    async def find(self, key: str, owner: str | None) -> Stream | None:
+        """The latest stream that its owner calls so."""
+        return await self.streams.find(key, owner)
+
+    async def stop(self, key: str, owner: str | None) -> bool:
+        """Stop the stream that its owner calls so; whether one ran."""
+        stream = await self.streams.find(key, owner)
+        return stream is not None and await self.streams.stop(stream)
+
+
+async def told_why(downstream: Downstream, failure: BaseException, outgoing: Outgoing | None) -> None:
+    """Answer where there is no head."""
+    if isinstance(failure, NoRoom):
+        await downstream.put_off(503, str(failure))
+    elif isinstance(failure, StoppedEarly):
+        await downstream.put_off(503, "the stream was stopped before it began")
+    else:
+        await refuse_with(downstream, failure, outgoing)
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 15):
+        raise ValueError(f"{text[:40]!r} is not a place: write a number, 0 for the beginning")
+    return int(text)
+
+
+def root_of(request: Request) -> str:
+    """The path that the reader finds us at."""
+    root: str = request.scope.get("root_path", "")
+    return root
+
+
+def _path(request: Request) -> str:
+    path: str = request.scope["path"]
+    return path.removeprefix(root_of(request))

@@ -1,0 +1,308 @@
+"""Sessions on a log of their own: who may leave when, and the one end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from penstock.errors import InBandError, ReadError
+from penstock.eventlog.base import Retention
+from penstock.eventlog.memory import MemoryLog
+from penstock.relay.ends import StreamEnd
+from penstock.relay.head import Head
+from penstock.relay.policy import OnDisconnect
+from penstock.relay.session import Session, StoppedEarly
+from penstock.relay.streams import Streams
+from penstock.wire.terminator import PROFILES
+from tests.relay.peers import until
+
+pytestmark = pytest.mark.anyio
+
+EVENT = b"data: x\n\n"
+Source = Callable[[Session], Awaitable[None]]
+
+
+class Run:
+    """A session of a source, and what became of it."""
+
+    def __init__(self, kind: Any = "detach", grace: float = 0.05, **options: Any) -> None:
+        self.ends: list[StreamEnd] = []
+        self.streams = Streams(MemoryLog(retention=Retention(max_stream_bytes=20_000)))
+        self.session = Session(on_disconnect=OnDisconnect(kind, grace), on_end=self._ended, **options)
+        self.was_awaited = False
+
+    async def _ended(self, end: StreamEnd) -> None:
+        self.ends.append(end)
+        await asyncio.sleep(0)
+        self.was_awaited = True
+
+    async def start(self, source: Source) -> None:
+        await self.streams.claim(self.session, "key", "owner")
+        self.streams.start(self.session, source)
+
+    async def end(self) -> StreamEnd:
+        await until(lambda: self.streams.running == 0)
+        assert self.was_awaited
+        (end,) = self.ends
+        assert self.session.stream.ended is not None
+        assert self.session.stream.ended.reason == end.reason
+        assert self.session.end is end
+        return end
+
+
+def head() -> Head:
+    return Head(200, [(b"content-type", b"text/event-stream")], "sse")
+
+
+def saying(*pieces: bytes, then: Callable[[], Awaitable[None]] | None = None) -> Source:
+    async def source(session: Session) -> None:
+        session.begin(head())
+        for piece in pieces:
+            session.take(piece)
+        if then is not None:
+            await then()
+
+    return source
+
+
+async def for_ever() -> None:
+    await asyncio.Event().wait()
+
+
+async def failing() -> None:
+    raise ReadError("http://upstream: reset")
+
+
+async def test_a_whole_stream_is_done() -> None:
+    run = Run()
+    usage = b'data: {"usage":{"total_tokens":3}}\n\n'
+    await run.start(saying(EVENT, usage))
+    end = await run.end()
+    assert (end.reason, end.detail, end.events, end.bytes) == ("done", "", 2, len(EVENT + usage))
+    assert (end.key, end.owner, end.usage) == ("key", "owner", {"total_tokens": 3})
+    assert end.first_event is not None
+    assert 0 <= end.first_event <= end.duration
+    records = await end.records()
+    assert [record.partition(b"\n")[2] for record in records] == [EVENT, usage]
+
+
+async def test_a_source_that_breaks_is_an_error_and_a_reader_learns_no_addresses() -> None:
+    run = Run()
+    await run.start(saying(EVENT, then=failing))
+    end = await run.end()
+    assert (end.reason, end.detail, end.events) == ("error", "http://upstream: reset", 1)
+    assert run.session.stream.ended is not None
+    assert b"upstream:" not in run.session.stream.ended.detail
+
+
+async def test_a_source_with_a_bug_is_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    async def bug() -> None:
+        raise ZeroDivisionError("secret")
+
+    run = Run()
+    await run.start(saying(then=bug))
+    end = await run.end()
+    assert (end.reason, end.detail) == ("error", "the source failed: ZeroDivisionError")
+    assert "secret" in caplog.text
+
+
+async def test_a_failure_before_the_head_is_told_to_who_waits() -> None:
+    async def source(session: Session) -> None:
+        await failing()
+
+    run = Run()
+    await run.start(source)
+    with pytest.raises(ReadError):
+        await run.session.opened
+    assert (await run.end()).events == 0
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_a_stop_ends_it_before_its_head_and_after(begun: bool) -> None:
+    async def source(session: Session) -> None:
+        if begun:
+            session.begin(head())
+        await for_ever()
+
+    run = Run()
+    await run.start(source)
+    await asyncio.sleep(0)
+    assert await run.session.stream.request_stop()
+    end = await run.end()
+    assert (end.reason, end.detail) == ("cancelled", "it was stopped")
+    if not begun:
+        with pytest.raises(StoppedEarly):
+            await run.session.opened
+
+
+async def test_a_session_that_is_stopped_before_it_runs_settles_too() -> None:
+    run = Run()
+    await run.start(saying(EVENT))
+    run.session.stop("early")
+    assert (await run.end()).detail == "early"
+
+
+async def test_a_source_that_is_stopped_may_take_its_time_to_clean_up() -> None:
+    cleaned: list[int] = []
+
+    async def careful() -> None:
+        try:
+            await for_ever()
+        finally:
+            for number in range(3):
+                await asyncio.sleep(0)
+                cleaned.append(number)
+
+    run = Run()
+    await run.start(saying(EVENT, then=careful))
+    await until(lambda: run.session.first_at is not None)
+    run.session.stop()
+    run.session.stop()
+    await run.end()
+    assert cleaned == [0, 1, 2]
+
+
+async def test_cancel_ends_it_when_the_last_reader_leaves_and_not_before() -> None:
+    run = Run("cancel")
+    await run.start(saying(EVENT, then=for_ever))
+    run.session.came()
+    run.session.came()
+    run.session.left()
+    await asyncio.sleep(0.01)
+    assert run.streams.running == 1
+    run.session.left()
+    assert (await run.end()).detail == "the reader left"
+
+
+async def test_a_grace_ends_when_somebody_comes_and_begins_anew_when_they_leave() -> None:
+    run = Run("grace", 0.05)
+    await run.start(saying(EVENT, then=for_ever))
+    run.session.came()
+    run.session.left()
+    run.session.came()
+    await asyncio.sleep(0.15)
+    assert run.streams.running == 1
+    run.session.left()
+    assert (await run.end()).detail == "nobody came back within 0.05 s"
+
+
+async def test_who_reads_the_log_without_a_word_counts_as_a_reader() -> None:
+    run = Run("grace", 0.05)
+    await run.start(saying(EVENT, then=for_ever))
+    run.session.came()
+    reader = run.session.stream.reader()  # as one in another process, of which only the log knows
+    run.session.left()
+    await asyncio.sleep(0.15)
+    assert run.streams.running == 1
+    reader.close()
+    assert (await run.end()).reason == "cancelled"
+
+
+async def test_detach_runs_to_its_end() -> None:
+    gate = asyncio.Event()
+
+    async def wait() -> None:
+        await gate.wait()
+
+    run = Run("detach")
+    await run.start(saying(EVENT, then=wait))
+    run.session.came()
+    run.session.left()
+    await asyncio.sleep(0.01)
+    gate.set()
+    assert (await run.end()).reason == "done"
+
+
+async def test_a_relay_that_stops_cancels_what_runs_and_waits_for_it() -> None:
+    run = Run()
+    await run.start(saying(EVENT, then=for_ever))
+    await until(lambda: run.session.first_at is not None)
+    await run.streams.aclose()
+    assert run.streams.running == 0
+    (end,) = run.ends
+    assert (end.reason, end.detail) == ("cancelled", "the relay is stopping")
+
+
+async def test_an_on_end_that_fails_is_logged_and_harms_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    def on_end(end: StreamEnd) -> None:
+        raise ZeroDivisionError
+
+    streams = Streams(MemoryLog())
+    session = Session(on_disconnect=OnDisconnect("detach"), on_end=on_end)
+    await streams.claim(session, None, "")
+    streams.start(session, saying(EVENT))
+    await until(lambda: streams.running == 0)
+    assert "on_end failed" in caplog.text
+    assert session.stream.ended is not None
+    assert session.stream.ended.reason == "done"
+
+
+@pytest.mark.parametrize(
+    ("last", "reason", "detail"),
+    [
+        (b"data: [DONE]\n\n", "done", ""),
+        (b"data: x\n\n", "error", "the stream ended without its '[DONE]'"),
+        (b'data: {"error":{"message":"overloaded"}}\n\n', "error", "the stream itself said that it failed: overloaded"),
+    ],
+)
+async def test_a_profile_says_whether_it_is_whole(last: bytes, reason: str, detail: str) -> None:
+    run = Run(terminator=PROFILES["openai"])
+    await run.start(saying(EVENT, last))
+    end = await run.end()
+    assert (end.reason, end.detail) == (reason, detail)
+
+
+async def test_an_event_that_is_too_long_is_an_error() -> None:
+    run = Run(max_event_bytes=100)
+    await run.start(saying(EVENT, b"data: " + b"x" * 200, then=for_ever))
+    end = await run.end()
+    assert (end.reason, end.events) == ("error", 1)
+    assert "100 bytes" in end.detail
+
+
+async def test_a_source_is_paused_while_the_log_is_full_of_what_its_reader_lacks() -> None:
+    from penstock.relay.session import draw
+
+    made = 0
+
+    async def items() -> Any:
+        nonlocal made
+        for _ in range(100):
+            made += 1
+            yield b"data: " + b"x" * 1000 + b"\n\n"
+
+    async def source(session: Session) -> None:
+        session.begin(head())
+        await draw(session, items())
+
+    run = Run()
+    run.session.came()
+    await run.start(source)
+    reader = run.session.seat() if run.session.opened.done() else None
+    await run.session.opened
+    await until(lambda: run.session.producer.paused)
+    stood = made
+    await asyncio.sleep(0.02)
+    assert made == stood < 100
+    reader = reader or run.session.seat()
+    while (page := await reader.read()).end is None:
+        if not page.records:
+            await reader.wait()
+    assert page.after == made == 100
+    reader.close()
+    run.session.left()
+    await run.end()
+
+
+async def test_an_error_that_the_stream_told_itself_is_not_told_twice() -> None:
+    async def told() -> None:
+        raise InBandError("it said so")
+
+    run = Run()
+    await run.start(saying(EVENT, then=told))
+    await run.end()
+    assert run.session.stream.ended is not None
+    assert b"data:" not in run.session.stream.ended.detail

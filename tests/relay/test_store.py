@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import pytest
+
+from penstock.relay.store import Store
+
+
+@pytest.mark.parametrize(
+    ("url", "kind", "persistent"),
+    [
+        ("none", "none", False),
+        ("memory://", "memory", False),
+        ("sqlite:///streams.db", "sqlite", True),
+        ("sqlite:////var/lib/streams.db", "sqlite", True),
+        ("redis://localhost:6379/0", "redis", True),
+        ("rediss://cache.test", "redis", True),
+    ],
+)
+def test_stores(url: str, kind: str, persistent: bool) -> None:
+    assert (Store(url).kind, Store(url).persistent, str(Store(url))) == (kind, persistent, url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "memory", "memory://x", "sqlite://", "sqlite:///", "sqlite://x", "sqlite:///f?mode=ro", "redis://"],
+)
+def test_what_is_no_store(url: str) -> None:
+    with pytest.raises(ValueError, match="write none, memory://, sqlite:///FILE"):
+        Store(url)
+
+
+def test_a_password_is_not_shown() -> None:
+    store = Store("redis://:s3cret@localhost")
+    assert store.url == "redis://:s3cret@localhost"
+    assert "s3cret" not in repr(store) + str(store)
+    with pytest.raises(ValueError, match="is not a store") as refused:
+        Store("reddis://:s3cret@localhost")
+    assert "s3cret" not in str(refused.value)

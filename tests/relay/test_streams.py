@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from penstock.eventlog.base import Retention, StoreError
+from penstock.eventlog.memory import MemoryLog
+from penstock.relay.policy import OnDisconnect
+from penstock.relay.session import Session
+from penstock.relay.streams import IfRunning, NoRoom, Running, Streams, opened_store
+from tests.relay.peers import until
+from tests.relay.test_session import for_ever, saying
+
+pytestmark = pytest.mark.anyio
+
+
+def session() -> Session:
+    return Session(on_disconnect=OnDisconnect("detach"))
+
+
+async def begun(streams: Streams, key: str | None, owner: str = "ann", if_running: IfRunning = "join") -> Session:
+    mine = session()
+    assert await streams.claim(mine, key, owner, if_running=if_running) is None
+    streams.start(mine, saying(b"data: x\n\n", then=for_ever))
+    await mine.opened
+    return mine
+
+
+async def test_a_key_is_joined_refused_or_taken_over() -> None:
+    streams = Streams(MemoryLog())
+    first = await begun(streams, "k")
+    assert await streams.claim(session(), "k", "ann") is first.stream
+    with pytest.raises(Running) as running:
+        await streams.claim(session(), "k", "ann", if_running="conflict")
+    assert running.value.stream is first.stream
+    second = await begun(streams, "k", if_running="replace")
+    await until(lambda: first.end is not None)
+    assert first.end is not None
+    assert first.end.reason == "cancelled"
+    assert await streams.find("k", "ann") is second.stream
+    assert await streams.find("k", "bob") is None
+    await streams.aclose()
+
+
+async def test_a_stream_is_its_owners_and_one_of_nobody_is_who_knows_its_ids() -> None:
+    streams = Streams(MemoryLog())
+    mine, nobodys = await begun(streams, None), await begun(streams, None, "")
+    assert await streams.get(mine.stream.id, "ann") is mine.stream
+    assert await streams.get(mine.stream.id, "bob") is None
+    assert await streams.get(mine.stream.id, None) is None
+    assert await streams.get(nobodys.stream.id, "bob") is nobodys.stream
+    await streams.aclose()
+
+
+async def test_a_stop_is_told_whether_there_was_something_to_stop() -> None:
+    streams = Streams(MemoryLog())
+    mine = await begun(streams, "k")
+    assert await streams.stop(mine.stream)
+    await until(lambda: streams.running == 0)
+    assert not await streams.stop(mine.stream)
+    assert streams.session(mine.stream) is None
+
+
+async def test_a_log_that_is_full_has_no_room() -> None:
+    streams = Streams(MemoryLog(retention=Retention(max_streams=1)))
+    await begun(streams, None)
+    with pytest.raises(NoRoom):
+        await streams.claim(session(), None, "")
+    await streams.aclose()
+
+
+async def test_a_store_that_cannot_be_opened_has_no_room(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    path.write_bytes(b"this is no database, and never was one" * 100)
+    store = opened_store(f"sqlite:///{path}")
+    assert store is not None
+    streams = Streams(store)
+    with pytest.raises(NoRoom) as full:
+        await streams.claim(session(), None, "")
+    assert str(tmp_path) not in str(full.value)
+    with pytest.raises(StoreError):
+        await streams.get("A" * 22, None)
+    await streams.aclose()
+
+
+async def test_draining_waits_for_what_runs_and_no_longer_than_it_may() -> None:
+    streams = Streams(MemoryLog())
+    gate = asyncio.Event()
+
+    async def wait() -> None:
+        await gate.wait()
+
+    mine = session()
+    await streams.claim(mine, None, "")
+    streams.start(mine, saying(then=wait))
+    await mine.opened
+    await streams.drain(0.01)
+    assert streams.draining
+    assert streams.running == 1
+    gate.set()
+    await streams.aclose(20)
+    assert mine.end is not None
+    assert mine.end.reason == "done"
+
+
+async def test_on_settled_hears_of_every_end_once() -> None:
+    streams = Streams(MemoryLog())
+    heard: list[str] = []
+    streams.on_settled = lambda end: heard.append(end.reason)
+    mine = session()
+    await streams.claim(mine, None, "")
+    streams.start(mine, saying(b"data: x\n\n"))
+    await until(lambda: heard == ["done"])
+    await begun(streams, None)
+    await streams.aclose()
+    await until(lambda: heard == ["done", "cancelled"])
+
+
+@pytest.mark.parametrize("store", [None, "none"])
+def test_there_may_be_no_store(store: str | None) -> None:
+    assert opened_store(store) is None
+
+
+def test_what_is_no_store_is_refused() -> None:
+    with pytest.raises(ValueError, match="memory://"):
+        opened_store("postgres://x")
