@@ -17,6 +17,7 @@ from bench.results import Case, Metric, Peer, Sample, Table, measure
 
 WORK = "relay"
 OURS = "penstock relay"
+KEEPING = "penstock relay, keeping in memory"
 NGINX = "nginx, proxy_buffering off"
 GO = "Go ReverseProxy, FlushInterval -1"
 UVICORN = "uvicorn + httpx2, plain ASGI"
@@ -54,8 +55,13 @@ def origin() -> Iterator[str]:
 
 
 def _relays(files: int) -> dict[str, Start]:
+    penstock = (sys.executable, "-m", "penstock", "relay")
+
     def ours(listen: str, upstream: str) -> Process:
-        return Process([sys.executable, "-m", "penstock", "relay", f"http://{upstream}", "--listen", listen])
+        return Process([*penstock, "--store", "none", f"http://{upstream}", "--listen", listen])
+
+    def keeping(listen: str, upstream: str) -> Process:
+        return Process([*penstock, "--ids", "ours", f"http://{upstream}", "--listen", listen])
 
     def nginx(listen: str, upstream: str) -> Process:
         prefix = build.BUILD / "nginx"
@@ -81,6 +87,7 @@ def _relays(files: int) -> dict[str, Start]:
 
     return {
         OURS: ours,
+        KEEPING: keeping,
         NGINX: nginx,
         GO: go,
         UVICORN: by_hand("uvicorn-httpx2", "uvicorn", "httpx2"),

@@ -126,7 +126,7 @@ def test_the_line_at_the_bottom_tells_and_makes_way(terminal: Start, origin: Ser
 
 
 def test_it_is_never_wider_than_the_terminal(terminal: Start, closed_port: str) -> None:
-    # Each pause is drawn by lot, and only one that is not too short is seen: of three there is one, or the dice are bad.
+    # Each pause is drawn by lot, and one that is too short is not seen: of three there is one that is not.
     tail = terminal("tail", closed_port, "--breaker", "9", "--retries", "3")
     assert tail.ended() == 1
     drawn = re.findall(r"(0 events[^\r]*)\r", re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", tail.written))
