@@ -22,6 +22,9 @@
     ├── CircuitOpenError             network       .retry_after
     ├── RetriesExhausted             the last one's  .attempts  .last  .collected
     ├── ReplayGap                    stream        .requested  .earliest
+    ├── StreamGone                   stream        the log keeps nothing of it any more
+    ├── ProducerLost                 stream        the log takes nothing more of it from this producer
+    ├── StoreError                   application   .reason: full, locked, read-only, unavailable …
     └── LimitExceeded                application   .limit
 
 A category is one of four, and the same four that a person would sort by: ``network`` (DNS, connect, unreachable,
@@ -38,6 +41,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 Category = Literal["network", "server", "stream", "application"]
+Trouble = Literal["full", "locked", "read-only", "corrupt", "not-a-log", "newer", "unavailable"]
 
 
 class PenstockError(Exception):
@@ -259,3 +263,28 @@ class LimitExceeded(PenstockError):
         super().__init__(message, url=url)
         self.limit = limit
         self.collected = collected
+
+
+class StoreError(PenstockError):
+    """The store behind the log does not do its work: what was asked for is not stored.
+
+    Attributes:
+        reason: "full", "locked", "read-only", "corrupt", "not-a-log" (a file of something else), "newer" (written by
+            a later version) or "unavailable".
+    """
+
+    def __init__(self, message: str, *, reason: Trouble) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class ProducerLost(PenstockError):
+    """The lease ran out: the stream is no longer this producer's, and nothing more is stored of it."""
+
+    category: Category = "stream"
+
+
+class StreamGone(PenstockError):
+    """Retention has taken the whole stream, its end too."""
+
+    category: Category = "stream"

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from penstock.eventlog.base import ProducerLost, State
+from penstock.errors import ProducerLost
+from penstock.eventlog.base import State
 from penstock.eventlog.sqlite import SqliteLog
 
 

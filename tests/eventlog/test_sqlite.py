@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from penstock.errors import LimitExceeded, PenstockError
-from penstock.eventlog.base import Producer, Retention, StoreError, Stream, StreamGone
+from penstock.errors import LimitExceeded, PenstockError, StoreError, StreamGone
+from penstock.eventlog.base import Producer, Retention, Stream
 from penstock.eventlog.sqlite import SqliteLog
 from penstock.eventlog.sqlite_store import Flush, Store, sizes_of, split, told
 from penstock.eventlog.sqlite_stream import SqliteStream

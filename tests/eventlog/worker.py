@@ -11,8 +11,8 @@ import asyncio
 import random
 import sys
 
-from penstock.errors import PenstockError
-from penstock.eventlog.base import Producer, ProducerLost, State, Stream
+from penstock.errors import PenstockError, ProducerLost
+from penstock.eventlog.base import Producer, State, Stream
 from penstock.eventlog.sqlite import SqliteLog
 
 KEYS = 6

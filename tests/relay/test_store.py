@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from penstock.eventlog.base import Retention
+from penstock.eventlog.memory import MemoryLog
 from penstock.relay.store import Store
 
 
@@ -36,3 +38,11 @@ def test_a_password_is_not_shown() -> None:
     with pytest.raises(ValueError, match="is not a store") as refused:
         Store("reddis://:s3cret@localhost")
     assert "s3cret" not in str(refused.value)
+
+
+def test_none_keeps_nothing_and_the_others_open_a_log_that_is_not_started() -> None:
+    assert Store("none").log() is None
+    retention = Retention(age=7)
+    log = Store("memory://").log(retention)
+    assert isinstance(log, MemoryLog)
+    assert log.retention is retention

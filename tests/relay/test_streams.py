@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from penstock.eventlog.base import Retention, StoreError
+from penstock.errors import StoreError
+from penstock.eventlog.base import Retention
 from penstock.eventlog.memory import MemoryLog
 from penstock.relay.policy import OnDisconnect
 from penstock.relay.session import Session
-from penstock.relay.streams import IfRunning, NoRoom, Running, Streams, opened_store
+from penstock.relay.store import Store
+from penstock.relay.streams import IfRunning, NoRoom, Running, Streams
 from tests.relay.peers import until
 from tests.relay.test_session import for_ever, saying
 
@@ -74,7 +76,7 @@ async def test_a_log_that_is_full_has_no_room() -> None:
 async def test_a_store_that_cannot_be_opened_has_no_room(tmp_path: Path) -> None:
     path = tmp_path / "log.db"
     path.write_bytes(b"this is no database, and never was one" * 100)
-    store = opened_store(f"sqlite:///{path}")
+    store = Store(f"sqlite:///{path}").log()
     assert store is not None
     streams = Streams(store)
     with pytest.raises(NoRoom) as full:
@@ -116,13 +118,3 @@ async def test_on_settled_hears_of_every_end_once() -> None:
     await begun(streams, None)
     await streams.aclose()
     await until(lambda: heard == ["done", "cancelled"])
-
-
-@pytest.mark.parametrize("store", [None, "none"])
-def test_there_may_be_no_store(store: str | None) -> None:
-    assert opened_store(store) is None
-
-
-def test_what_is_no_store_is_refused() -> None:
-    with pytest.raises(ValueError, match="memory://"):
-        opened_store("postgres://x")

@@ -49,42 +49,16 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, final
 
-from penstock.errors import Category, PenstockError, ReplayGap
+from penstock.errors import ReplayGap, StoreError
 
 if TYPE_CHECKING:
     from penstock.eventlog.reader import Reader
 
 Reason = Literal["done", "error", "cancelled", "producer_lost"]
 Promise = Literal["fast", "durable"]
-Trouble = Literal["full", "locked", "read-only", "corrupt", "not-a-log", "newer", "unavailable"]
 
 PAGE_RECORDS = 1024
 PAGE_BYTES = 256 * 1024
-
-
-class StoreError(PenstockError):
-    """The store behind the log does not do its work: what was asked for is not stored.
-
-    Attributes:
-        reason: "full", "locked", "read-only", "corrupt", "not-a-log" (a file of something else), "newer" (written by
-            a later version) or "unavailable".
-    """
-
-    def __init__(self, message: str, *, reason: Trouble) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-
-class ProducerLost(PenstockError):
-    """The lease ran out: the stream is no longer this producer's, and nothing more is stored of it."""
-
-    category: Category = "stream"
-
-
-class StreamGone(PenstockError):
-    """Retention has taken the whole stream, its end too."""
-
-    category: Category = "stream"
 
 
 class State(enum.Enum):

@@ -11,7 +11,8 @@ import enum
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVarTuple, Unpack
 
-from penstock.eventlog.base import End, Producer, ProducerLost, Promise, Reason, State, StoreError, Stream
+from penstock.errors import ProducerLost, StoreError
+from penstock.eventlog.base import End, Producer, Promise, Reason, State, Stream
 from penstock.eventlog.reader import Reader
 
 Args = TypeVarTuple("Args")

@@ -31,15 +31,14 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 from weakref import WeakValueDictionary
 
+from penstock.errors import ProducerLost, StoreError
 from penstock.eventlog.base import (
     DEFAULT_RETENTION,
     EventLog,
     Producer,
-    ProducerLost,
     Promise,
     Retention,
     State,
-    StoreError,
     Stream,
     StreamInfo,
     new_stream_id,

@@ -29,8 +29,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from penstock.errors import LimitExceeded
-from penstock.eventlog.base import ProducerLost, Retention, StoreError, Trouble
+from penstock.errors import LimitExceeded, ProducerLost, StoreError, Trouble
+from penstock.eventlog.base import Retention
 from penstock.eventlog.presence import Presence
 
 VERSION = 1

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from penstock.errors import ReplayGap
-from penstock.eventlog.base import End, Page, Promise, Reason, State, StoreError, Stream, StreamGone
+from penstock.errors import ReplayGap, StoreError, StreamGone
+from penstock.eventlog.base import End, Page, Promise, Reason, State, Stream
 from penstock.eventlog.live import LiveStream, Pause
 from penstock.eventlog.reader import Reader
 from penstock.eventlog.sqlite_store import SEQUENCE_BITS, Batches, Flush, Report, Row, sizes_of

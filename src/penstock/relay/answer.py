@@ -18,8 +18,8 @@ from contextlib import asynccontextmanager
 
 import anyio
 
-from penstock.errors import PenstockError, ReplayGap
-from penstock.eventlog.base import End, Page, Stream, StreamGone
+from penstock.errors import PenstockError, ReplayGap, StreamGone
+from penstock.eventlog.base import End, Page, Stream
 from penstock.eventlog.reader import Reader
 from penstock.relay.downstream import Downstream
 from penstock.relay.ends import TOLD, said, spoken_in

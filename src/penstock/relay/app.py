@@ -30,7 +30,8 @@ from penstock.relay.policy import PATIENCE, Cors, HeaderRules, OwnerFrom, Policy
 from penstock.relay.public import ROOT, serve_own
 from penstock.relay.route import NO_WEBSOCKET, Route
 from penstock.relay.session import OnEnd, Session
-from penstock.relay.streams import IfRunning, Streams, opened_store
+from penstock.relay.store import Store
+from penstock.relay.streams import IfRunning, Streams
 from penstock.relay.upstream import Outgoing, target_of
 from penstock.wire import headers as fields
 
@@ -83,7 +84,7 @@ class Relay:
             via,
             limits,
             secret.encode() if isinstance(secret, str) else secret,
-            lambda: opened_store(store),
+            lambda: store if isinstance(store, EventLog) else Store(store or "none").log(),
         )
 
     @classmethod
@@ -103,10 +104,9 @@ class Relay:
             config = load(config)
         if config.secret is None and config.store.persistent and any(each.owner for each in config.policies):
             raise ValueError(f"the owners in {config.store} outlive the process: configure a secret to hash them with")
-        retention, store = config.retention, config.store.url
         self = cls.__new__(cls)
         self._assemble(
-            config.routes, config.default, via, None, config.secret or b"", lambda: opened_store(store, retention)
+            config.routes, config.default, via, None, config.secret or b"", lambda: config.store.log(config.retention)
         )
         return self
 

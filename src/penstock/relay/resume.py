@@ -11,7 +11,8 @@ from collections.abc import Collection
 
 from starlette.requests import Request
 
-from penstock.eventlog.base import StoreError, Stream
+from penstock.errors import StoreError
+from penstock.eventlog.base import Stream
 from penstock.eventlog.reader import Reader
 from penstock.relay.answer import PATH, attended, give
 from penstock.relay.downstream import Downstream

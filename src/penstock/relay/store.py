@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from penstock.client.seam import shown
+from penstock.eventlog.base import DEFAULT_RETENTION, EventLog, Retention
+from penstock.eventlog.memory import MemoryLog
 
 StoreKind = Literal["none", "memory", "sqlite", "redis"]
 
@@ -44,6 +46,24 @@ class Store:
     def persistent(self) -> bool:
         """Whether what it keeps outlives a process, and several processes share it."""
         return self.kind in ("sqlite", "redis")
+
+    def log(self, retention: Retention = DEFAULT_RETENTION) -> EventLog | None:
+        """The event log there, not opened yet; None for none.
+
+        Raises:
+            ValueError: It cannot be had.
+        """
+        match self.kind:
+            case "none":
+                return None
+            case "memory":
+                return MemoryLog(retention=retention)
+            case "sqlite":
+                from penstock.eventlog.sqlite import SqliteLog
+
+                return SqliteLog(self.url.removeprefix("sqlite:///"), retention=retention)
+            case _:
+                raise ValueError(f"{self} is not built yet: keep the streams in memory:// or sqlite:///FILE")
 
     def __str__(self) -> str:
         return shown(self.url)

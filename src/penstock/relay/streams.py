@@ -7,10 +7,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Literal
 
-from penstock.client.seam import shown
-from penstock.errors import LimitExceeded, PenstockError
-from penstock.eventlog.base import DEFAULT_RETENTION, EventLog, Promise, Retention, StoreError, Stream
-from penstock.eventlog.memory import MemoryLog
+from penstock.errors import LimitExceeded, PenstockError, StoreError
+from penstock.eventlog.base import EventLog, Promise, Stream
 from penstock.relay.ends import StreamEnd
 from penstock.relay.session import STOPPING, Session
 
@@ -171,27 +169,3 @@ class Streams:
             except StoreError:
                 return  # it was never open
             await self.log.aclose()
-
-
-def opened_store(store: str | EventLog | None, retention: Retention = DEFAULT_RETENTION) -> EventLog | None:
-    """The log that a store's name stands for; None for none.
-
-    Args:
-        store: Its name, or the log itself.
-        retention: How much is kept, where the log is made here.
-    Raises:
-        ValueError: There is no such store.
-    """
-    if store is None or store == "none":
-        return None
-    if isinstance(store, EventLog):
-        return store
-    if store == "memory://":
-        return MemoryLog(retention=retention)
-    if store.startswith("sqlite:///"):
-        from penstock.eventlog.sqlite import SqliteLog
-
-        return SqliteLog(store.removeprefix("sqlite:///"), retention=retention)
-    if store.startswith(("redis://", "rediss://")):
-        raise ValueError(f"{shown(store)} is not built yet: keep the streams in memory:// or sqlite:///FILE")
-    raise ValueError(f"{store!r} is no store: it is none, memory:// or sqlite:///FILE")

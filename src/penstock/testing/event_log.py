@@ -30,8 +30,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
-from penstock.errors import LimitExceeded, ReplayGap
-from penstock.eventlog.base import End, EventLog, Page, Producer, ProducerLost, Promise, Retention, State, Stream
+from penstock.errors import LimitExceeded, ProducerLost, ReplayGap
+from penstock.eventlog.base import End, EventLog, Page, Producer, Promise, Retention, State, Stream
 
 PATIENCE = 30.0  # seconds that a check may take, for machines that are slow
 
