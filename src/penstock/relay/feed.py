@@ -58,6 +58,22 @@ class SseFeed:
         last: The last block that had data, as it came: what tells whether the stream's protocol has come to its end.
     """
 
+    __slots__ = (
+        "_cutter",
+        "_fresh",
+        "_id",
+        "_ids",
+        "_limit",
+        "_marked",
+        "_marking",
+        "_silent",
+        "_theirs",
+        "dialect",
+        "last",
+        "received",
+        "usage",
+    )
+
     def __init__(self, stream: str, epoch: int, ids: Ids, max_event_bytes: int) -> None:
         self.dialect: Dialect | None = None
         self.usage = Usage()
@@ -65,7 +81,9 @@ class SseFeed:
         self._id = id_line(stream, epoch)
         self._ids = ids
         self._cutter = sse.BlockCutter(max_block_bytes=max_event_bytes)
+        self._limit = max_event_bytes
         self._marked = ids == "ours"
+        self._marking = False  # ...and the first blocks have been looked at
         self._fresh = True
         self._silent = True  # no block with data has come
         self._theirs = False  # ...but an id of the upstream's own
@@ -77,7 +95,21 @@ class SseFeed:
         return self._marked
 
     def feed(self, data: bytes, sequence: int) -> list[bytes]:
-        self.received += len(data)
+        size = len(data)
+        self.received += size
+        if (
+            self._marking
+            and data.startswith(b"data:")
+            and data.find(b"\n") == size - 2
+            and data.endswith(b"\n\n")
+            and b"\r" not in data
+            and self._cutter.between
+            and size <= self._limit
+        ):  # one chunk, one block, one line: what a live stream mostly is
+            self.last = data
+            if b'"usage"' in data:
+                self.usage.saw(data)
+            return [b"%b%d\n%b" % (self._id, sequence, data)]
         blocks = self._cutter.feed(data)
         if not blocks:
             return blocks
@@ -118,7 +150,7 @@ class SseFeed:
             if has_data(block):
                 self._silent = False
                 self.dialect = spoken(block)
-                self._marked = self._ids == "ours" or (self._ids == "auto" and not self._theirs)
+                self._marked = self._marking = self._ids == "ours" or (self._ids == "auto" and not self._theirs)
                 return
 
 

@@ -65,6 +65,7 @@ class Session:
         opened: What the upstream answered: the head of a logged stream, or a response for its reader to pass on; fails
             where there is none.
         readers: How many are here.
+        take: Takes bytes of the source's, once it has begun; for a callback, so it does not raise.
         cookies: What the upstream set on whoever began the stream; neither stored nor replayed.
         end: How it ended; None as long as it runs, and where it was not logged.
     """
@@ -80,6 +81,7 @@ class Session:
     ) -> None:
         self.opened: asyncio.Future[Head | Response] = asyncio.get_running_loop().create_future()
         self.readers = 0
+        self.take: Callable[[bytes], None]
         self.cookies: Raw = []
         self.end: StreamEnd | None = None
         self.first_at: float | None = None
@@ -208,10 +210,10 @@ class Session:
     def begin(self, head: Head) -> None:
         """The head is known: the stream runs."""
         self._kind, self._dialect = head.kind, head.dialect or spoken_in(head.headers)
-        self._feed = feed_for(
-            head.kind, self.stream.id, self.stream.epoch, ids=self._ids, max_event_bytes=self._max_event_bytes
-        )
-        self.producer.start(head.encoded())
+        stream, producer = self.stream, self.producer
+        self._feed = feed_for(head.kind, stream.id, stream.epoch, ids=self._ids, max_event_bytes=self._max_event_bytes)
+        self.take = self._taking(self._feed, producer)
+        producer.start(head.encoded())
         if self.readers:
             self._seat = self.stream.reader()
         if not self.opened.done():
@@ -226,20 +228,27 @@ class Session:
         """The reader has passed on what was handed over, or has left."""
         self._passed_on.set()
 
-    def take(self, data: bytes) -> None:
-        """Bytes of the source's; for a callback, so it does not raise."""
-        feed = self._feed
-        assert feed is not None
-        try:
-            records = feed.feed(data, self.producer.appended + 1)
-            if records:
-                if self.first_at is None:
-                    self.first_at = time.monotonic()
-                self.producer.append(records)
-        except PenstockError as error:
-            self._fail(error)
-        except RuntimeError:
-            self._cancel()  # it has ended: what still comes is in vain
+    def _taking(self, feed: Feed, producer: Producer) -> Callable[[bytes], None]:
+        """What makes records of bytes and appends them: the whole of the hot path, so with all it needs at hand."""
+        records_of, append = feed.feed, producer.append
+        last = producer.appended
+        silent = True
+
+        def take(data: bytes) -> None:
+            nonlocal last, silent
+            try:
+                records = records_of(data, last + 1)
+                if records:
+                    if silent:
+                        silent = False
+                        self.first_at = time.monotonic()
+                    last = append(records)
+            except PenstockError as error:
+                self._fail(error)
+            except RuntimeError:
+                self._cancel()  # it has ended: what still comes is in vain
+
+        return take
 
     def _fail(self, error: PenstockError) -> None:
         if self._fault is None:

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 from penstock.errors import ReplayGap, StreamError
 from penstock.eventlog.base import End, Page
-from penstock.eventlog.reader import Reader
+from penstock.eventlog.reader import OnRecords, Reader
 from penstock.relay import ends
 from penstock.relay.downstream import Direct, Downstream
 from penstock.relay.feed import Kind
@@ -49,12 +49,12 @@ class Subscriber:
         self._downstream = downstream
         self._kind = kind
         self._direct: Direct | None = downstream.direct()
+        self._on_records = None if self._direct is None else _writing(self._direct)
         self._keep_alive = keep_alive if kind == "sse" else 0.0
         self._paused = False
         self._woken = asyncio.Event()
         self._end: End | None = None
-        self._wrote = 0  # what has been written, in reads or calls: whether it changes tells silence
-        self._seen = 0
+        self._seen: int | None = None  # the cursor when last looked at: whether it moves tells silence
         self._timer: asyncio.TimerHandle | None = None
 
     async def run(self, first: Page | ReplayGap) -> End:
@@ -74,11 +74,7 @@ class Subscriber:
                     self._look()
             await (self._tell_gap(first) if isinstance(first, ReplayGap) else self._give(first))
             while self._end is None:
-                if (
-                    self._direct is not None
-                    and not self._paused
-                    and self._reader.follow(self._on_records, self._on_end)
-                ):
+                if not self._paused and self._follow():
                     await self._until_woken()
                 else:
                     await self._catch_up()
@@ -92,11 +88,8 @@ class Subscriber:
 
     # -- at the tail ---------------------------------------------------------------------------------------------
 
-    def _on_records(self, records: Sequence[bytes], last: int) -> None:
-        direct = self._direct
-        assert direct is not None
-        direct.write(records[0] if len(records) == 1 else b"".join(records))
-        self._wrote += 1
+    def _follow(self) -> bool:
+        return self._on_records is not None and self._reader.follow(self._on_records, self._on_end)
 
     def _on_end(self, end: End) -> None:
         self._end = end
@@ -130,18 +123,18 @@ class Subscriber:
             await self._wait()
         elif self._paused:
             await self._until_woken()
-        elif not self._reader.follow(self._on_records, self._on_end):
+        elif not self._follow():
             await self._reader.wait()
 
     async def _give(self, page: Page) -> None:
         if page.records:
-            await self._write(b"".join(page.records))
+            await self._downstream.write(b"".join(page.records))
         self._end = page.end
 
     async def _tell_gap(self, missed: ReplayGap) -> None:
         if self._kind != "sse":
             raise missed  # only events have words for it
-        await self._write(ends.gap(missed.requested, missed.earliest))
+        await self._downstream.write(ends.gap(missed.requested, missed.earliest))
         self._reader.seek(missed.earliest)
 
     async def _wait(self) -> None:
@@ -149,18 +142,24 @@ class Subscriber:
             async with asyncio.timeout(self._keep_alive or None):
                 await self._reader.wait()
         except TimeoutError:
-            await self._write(KEEP_ALIVE)
-
-    async def _write(self, data: bytes) -> None:
-        await self._downstream.write(data)
-        self._wrote += 1
+            await self._downstream.write(KEEP_ALIVE)
 
     # -- silence -------------------------------------------------------------------------------------------------
 
     def _look(self) -> None:
         direct = self._direct
         assert direct is not None
-        if self._timer is not None and self._wrote == self._seen and not self._paused:
+        if self._reader.cursor == self._seen and not self._paused:
             direct.write(KEEP_ALIVE)
-        self._seen = self._wrote
+        self._seen = self._reader.cursor
         self._timer = asyncio.get_running_loop().call_later(self._keep_alive, self._look)
+
+
+def _writing(direct: Direct) -> OnRecords:
+    """What writes records in the callback that appends them."""
+    write = direct.write
+
+    def on_records(records: Sequence[bytes], last: int) -> None:
+        write(records[0] if len(records) == 1 else b"".join(records))
+
+    return on_records

@@ -382,12 +382,15 @@ class BlockCutter:
         max_block_bytes: The longest block that is accepted, blank line included; a security limit [bytes].
 
     Attributes:
+        between: Whether it stands between two blocks, in lines that end in LF: bytes that are one such block, without
+            CR, pass it as they are, and need not be fed.
         unfinished: Whether `close` found a rest that no blank line had ended.
     """
 
-    unfinished: bool
+    __slots__ = ("_cr", "_crlf", "_fault", "_held", "_limit", "_line_empty", "between", "unfinished")
 
     def __init__(self, *, max_block_bytes: int = 1 << 20) -> None:
+        self.between = True
         self.unfinished = False
         self._limit = max_block_bytes
         self._held = bytearray()  # the unfinished block
@@ -412,16 +415,13 @@ class BlockCutter:
         if not data:
             return []
         if (
-            self._line_empty
-            and not self._held
+            self.between
             and data.endswith(b"\n\n")
             and data.find(b"\n\n") == len(data) - 2
             and CR not in data
             and len(data) <= self._limit
-            and self._cr == _NOT_CR
             and data[0] != LF
         ):
-            self._crlf = False
             return [data]  # one chunk, one block: what a live stream mostly is
         blocks: list[bytes] = []
         try:
@@ -432,6 +432,7 @@ class BlockCutter:
         except LimitExceeded:
             if not blocks:
                 raise
+        self.between = self._line_empty and not (self._held or self._crlf or self._cr != _NOT_CR or self._fault)
         return blocks
 
     def close(self) -> list[bytes]:
