@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bench import build, consume, decode, goals, pipe, relay, table
+from bench import build, consume, decode, fanout, goals, log, pipe, relay, table
 from bench.plan import FULL, QUICK, Plan
 from bench.results import Table
 
@@ -20,6 +20,8 @@ WORKS: dict[str, Callable[[Plan], Iterator[Table]]] = {
     decode.WORK: decode.run,
     consume.WORK: consume.run,
     relay.WORK: relay.run,
+    fanout.WORK: fanout.run,
+    log.WORK: log.run,
     pipe.WORK: pipe.run,
 }
 BUSY = 0.25  # of all cores, before the start

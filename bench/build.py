@@ -15,7 +15,7 @@ from typing import Any
 HERE = Path(__file__).parent
 PEERS = HERE / "peers"
 BUILD = HERE / ".build"
-COMMANDS = ("load", "proxy", "pipe")
+COMMANDS = ("load", "proxy", "pipe", "broadcast")
 
 
 class NotInstalled(Exception):
@@ -33,7 +33,7 @@ def go() -> Path:
 
 @functools.cache
 def built(command: str) -> Path:
-    """A Go peer, built from its one file with nothing but the standard library; nothing is downloaded.
+    """A Go peer, built from its files with nothing but the standard library; nothing is downloaded.
 
     Raises:
         NotInstalled: There is no Go.
@@ -41,6 +41,7 @@ def built(command: str) -> Path:
     """
     assert command in COMMANDS
     target = BUILD / command
+    files = sorted(path.name for path in PEERS.glob(f"{command}*.go"))
     env = {
         **os.environ,
         "CGO_ENABLED": "0",
@@ -57,7 +58,7 @@ def built(command: str) -> Path:
     env.pop("GOROOT", None)
     BUILD.mkdir(exist_ok=True)
     result = subprocess.run(
-        [go(), "build", "-o", target, f"{command}.go"], cwd=PEERS, env=env, capture_output=True, text=True, check=False
+        [go(), "build", "-o", target, *files], cwd=PEERS, env=env, capture_output=True, text=True, check=False
     )
     if result.returncode:
         raise RuntimeError(f"bench/peers/{command}.go does not build:\n{result.stderr}")
@@ -67,6 +68,11 @@ def built(command: str) -> Path:
 def nginx() -> Path:
     """nginx, which is often where a user's PATH does not look."""
     return _on_path("nginx", "/usr/sbin", "/usr/local/sbin", "/opt/homebrew/bin")
+
+
+def redis_server() -> Path:
+    """The system's Redis."""
+    return _on_path("redis-server", "/usr/sbin", "/usr/local/bin")
 
 
 def curl() -> Path:
@@ -99,18 +105,25 @@ def machine() -> dict[str, Any]:
 
 def _versions() -> dict[str, str]:
     found: dict[str, str] = {}
-    for package in ("penstock", "httpx2", "httptools", "uvloop", "uvicorn", "aiohttp", "httpx-sse", "openai"):
+    for package in ("penstock", "httpx2", "httptools", "uvloop", "uvicorn", "aiohttp", "httpx-sse", "openai", "redis"):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    for name, tool, arguments in (("go", go, ["version"]), ("nginx", nginx, ["-v"]), ("curl", curl, ["--version"])):
+    for name, tool, arguments in (
+        ("go", go, ["version"]),
+        ("nginx", nginx, ["-v"]),
+        ("curl", curl, ["--version"]),
+        ("redis-server", redis_server, ["--version"]),
+    ):
         try:
             result = subprocess.run([tool(), *arguments], capture_output=True, text=True, check=True)
         except (NotInstalled, OSError, subprocess.CalledProcessError):
             continue
         words = (result.stdout + result.stderr).splitlines()[0].replace("nginx/", "").replace("version", "").split()
-        found[name] = next((word.removeprefix("go") for word in words if any(map(str.isdigit, word))), "")
+        found[name] = next(
+            (word.removeprefix("go").removeprefix("v=") for word in words if any(map(str.isdigit, word))), ""
+        )
     return found
 
 

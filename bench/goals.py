@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from bench import consume, decode, pipe, relay
+from bench import consume, decode, fanout, log, pipe, relay, stores
 from bench.results import Table
 
 
@@ -41,9 +41,29 @@ def _relay(tables: list[Table]) -> list[Goal]:
     return [
         Goal("relay: CPU per event ÷ nginx", 1.3, _ratio(paced, relay.OURS, relay.NGINX, "cpu_us")),
         Goal("relay: CPU per event ÷ Go ReverseProxy", 1.0, _ratio(paced, relay.OURS, relay.GO, "cpu_us")),
+        Goal("relay, keeping: CPU per event ÷ nginx", 1.65, _ratio(paced, relay.KEEPING, relay.NGINX, "cpu_us")),
+        Goal("relay, keeping: CPU per event ÷ Go ReverseProxy", 1.2, _ratio(paced, relay.KEEPING, relay.GO, "cpu_us")),
         Goal("relay: added to the first event, p50, ms", 0.5, _median(first, relay.OURS, "added_p50_ms")),
         Goal("relay: added to the first event, p99, ms", 1.5, _median(first, relay.OURS, "added_p99_ms")),
         Goal("relay: KiB per idle connection", 16, _median(idle, relay.OURS, "connection_kib")),
+    ]
+
+
+def _fanout(tables: list[Table]) -> list[Goal]:
+    paced, idle = _titled(tables, "events/s"), _titled(tables, "memory")
+    return [
+        Goal("fanout: delay to the readers, p99, ms", 25, _median(paced, fanout.OURS, "p99_ms")),
+        Goal("fanout: KiB per idle reader", 20, _median(idle, fanout.OURS, "reader_kib")),
+    ]
+
+
+def _log(tables: list[Table]) -> list[Goal]:
+    paced, flat_out = _titled(tables, "streams × "), _titled(tables, "flat out")
+    across = _titled(tables, "to another")
+    return [
+        Goal("log: CPU per event appended to SQLite, µs", 6, _median(paced, stores.SQLITE, "cpu_us")),
+        Goal("log: events/s appended to Redis", 30_000, _median(flat_out, stores.REDIS, "events_s"), at_least=True),
+        Goal("log: delay by Redis between processes, p99, ms", 15, _median(across, stores.REDIS, "p99_ms")),
     ]
 
 
@@ -82,6 +102,8 @@ def _decode(tables: list[Table]) -> list[Goal]:
 
 _JUDGES: dict[str, Callable[[list[Table]], list[Goal]]] = {
     relay.WORK: _relay,
+    fanout.WORK: _fanout,
+    log.WORK: _log,
     consume.WORK: _consume,
     pipe.WORK: _pipe,
     decode.WORK: _decode,

@@ -19,9 +19,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -79,10 +80,16 @@ class Process:
         arguments: Program and arguments.
         env: Variables besides our own.
         interactive: Whether its stdin is a pipe that stays open until the process is stopped.
+        cores: Where it and its children may run; everywhere, if none is named.
     """
 
     def __init__(
-        self, arguments: Sequence[str | Path], *, env: Mapping[str, str] | None = None, interactive: bool = False
+        self,
+        arguments: Sequence[str | Path],
+        *,
+        env: Mapping[str, str] | None = None,
+        interactive: bool = False,
+        cores: Collection[int] = (),
     ) -> None:
         self._name = Path(arguments[0]).name + " " + " ".join(map(str, arguments[1:3]))
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed by stop)
@@ -95,7 +102,7 @@ class Process:
             stderr=self._errors,
             env={**os.environ, **(env or {})},
             start_new_session=True,
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 (there are no threads)
+            preexec_fn=partial(_begun, cores) if sys.platform == "linux" else None,  # noqa: PLW1509 (there are no threads)
         )
         self.pid = self._process.pid
 
@@ -254,8 +261,11 @@ def many_files() -> Iterator[int]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, max(raised, hard)))
 
 
-def _end_with_parent() -> None:
+def _begun(cores: Collection[int]) -> None:
+    """What a process does first: it ends with us, and stays on its cores."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if cores:
+        os.sched_setaffinity(0, cores)
 
 
 def _available(descriptor: int) -> bytes:

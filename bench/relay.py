@@ -7,7 +7,7 @@ same reader measures without a relay in between is subtracted from that, round b
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 from bench import build
@@ -38,18 +38,16 @@ def run(plan: Plan) -> Iterator[Table]:
     with many_files() as files, origin() as upstream:
         relays = _relays(files)
         yield _paced(plan, relays, upstream)
-        # One that keeps its streams puts a line of its own before the first event, and the opener looks for that alone.
-        passing = {name: start for name, start in relays.items() if name != KEEPING}
-        yield _first(plan, passing, upstream, together=False)
-        yield _first(plan, passing, upstream, together=True)
+        yield _first(plan, relays, upstream, together=False)
+        yield _first(plan, relays, upstream, together=True)
         yield _large(plan, {name: relays[name] for name in (OURS, NGINX, GO)}, upstream)
         yield _idle(plan, relays, upstream)
 
 
 @contextmanager
-def origin() -> Iterator[str]:
+def origin(cores: Collection[int] = ()) -> Iterator[str]:
     """The origin, running; where it listens."""
-    with Process([build.built("load"), "origin", f"{HOST}:0"]) as process:
+    with Process([build.built("load"), "origin", f"{HOST}:0"], cores=cores) as process:
         yield process.say()["listening"]
 
 

@@ -42,15 +42,15 @@ class Case:
         work: The group that ``--only`` names.
         title: What is measured.
         metrics: The columns.
-        ratio: The metric whose ratios to ours are shown.
+        ratio: The metric whose ratios to ours are shown; "" where all are ours.
         ours: The peer that is ours.
     """
 
     work: str
     title: str
     metrics: tuple[Metric, ...]
-    ratio: str
-    ours: str
+    ratio: str = ""
+    ours: str = ""
 
 
 @dataclass(frozen=True, slots=True)

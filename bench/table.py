@@ -10,10 +10,10 @@ from bench.results import Row, Table
 
 
 def shown(table: Table) -> str:
-    """A table of medians; the last column is ours divided by the peer's, the median over the rounds."""
+    """A table of medians; its last column, if there are peers, is ours by the peer's, the median over the rounds."""
     case = table.case
-    by = next(metric.title for metric in case.metrics if metric.key == case.ratio)
-    header = [f"{case.work}: {case.title}", *(metric.title for metric in case.metrics), f"ours ÷ it ({by})"]
+    header = [f"{case.work}: {case.title}", *(metric.title for metric in case.metrics)]
+    header += [f"ours ÷ it ({metric.title})" for metric in case.metrics if metric.key == case.ratio]
     return _aligned(header, [_cells(table, row) for row in table.rows])
 
 
@@ -41,10 +41,12 @@ def _cells(table: Table, row: Row) -> list[str]:
     case = table.case
     cells = [row.peer]
     if row.note:
-        return [*cells, row.note, *[""] * len(case.metrics)]
+        return [*cells, row.note, *[""] * (len(case.metrics) - (not case.ratio))]
     for metric in case.metrics:
         value = row.median(metric.key)
         cells.append("" if value is None else f"{value:,.{metric.digits}f}")
+    if not case.ratio:
+        return cells
     ratio = None if row.peer == case.ours else table.ratio(case.ours, row.peer, case.ratio)
     return [*cells, "" if ratio is None else f"{ratio:.2f}"]
 

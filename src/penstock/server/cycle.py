@@ -12,6 +12,7 @@ import asyncio
 from http import HTTPStatus
 from typing import Any, Protocol
 
+from penstock.engine.flag import Flag
 from penstock.server.log import request_failed, request_unfinished
 from penstock.server.request import RequestHead
 
@@ -79,13 +80,9 @@ class Cycle:
         self._owner = owner
         self._transport = owner.transport
         self._body = bytearray()
-        self._news = asyncio.Event()
-        if self.body_complete:
-            self._news.set()
+        self._news = Flag(up=self.body_complete)
         self._left: int | None = None
-        self._room = asyncio.Event()
-        if not write_paused:
-            self._room.set()
+        self._room = Flag(up=not write_paused)
 
     async def run(self, app: Any, scope: dict[str, Any]) -> None:
         """Run the application; whatever it does, the connection ends up in order."""
