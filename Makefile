@@ -15,7 +15,7 @@ ifneq ($(MADE_FOR),$(CURDIR))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak bench check format coverage docs lock clean
+.PHONY: help setup demo test browser soak bench check format coverage docs lock clean
 
 help: ## show this list
 	@echo 'usage: make TARGET'
@@ -30,8 +30,17 @@ setup: $(STAMP) ## make .venv, with the penstock command in it
 demo: $(STAMP) ## show the three jobs on real servers
 	@$(BIN)/penstock demo
 
-test: $(STAMP) ## run every test but the soak tests, on all cores
+# The tests start penstock hundreds of times, which would compile it each time where Python is told to keep no bytecode.
+test: export PYTHONDONTWRITEBYTECODE :=
+test: $(STAMP) ## run every test but the browser's and the soak tests, on all cores
 	@$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
+# Screenshots of what a person would see are kept.
+PENSTOCK_SCREENSHOTS ?= build/screenshots
+browser: export PYTHONDONTWRITEBYTECODE :=
+browser: export PENSTOCK_SCREENSHOTS := $(PENSTOCK_SCREENSHOTS)
+browser: $(STAMP) ## run the tests in a real browser; its screenshots go to build/screenshots
+	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m 'browser and not soak'
 
 soak: $(STAMP) ## run the slow, seeded tests
 	@$(BIN)/python -m pytest -m soak

@@ -34,7 +34,7 @@ def current_user(authorization: str = Header("")) -> str:
 
 def bill(end: penstock.StreamEnd) -> None:
     """Called once, however the answer ended: what was produced has been paid for."""
-    print(f"{end.key}: {end.reason} after {end.events} events, usage {end.usage}", file=sys.stderr)
+    print(f"{end.key}: {end.reason} after {end.event_count} events, usage {end.usage}", file=sys.stderr)
 
 
 @app.post("/v1/chat/completions")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.process import eventually
+from tests.e2e.process import PATIENCE, eventually
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
@@ -23,6 +23,8 @@ QUIET = (
     "--disable-default-apps",
     "--disable-dev-shm-usage",
     "--disable-extensions",
+    "--disable-gpu",
+    "--disable-quic",
     "--disable-sync",
     "--hide-scrollbars",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
@@ -48,11 +50,15 @@ class Browser:
             self.driver.close()
         self.driver.switch_to.window(new)
         self.driver.get_log("browser")
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+        self.light(dark=dark)
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         self.driver.get(url)
+
+    def light(self, *, dark: bool) -> None:
+        """Have the page as its user's system is: dark or light."""
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
 
     def run(self, script: str, *values: Any) -> Any:
         """Evaluate an expression in the page."""
@@ -88,10 +94,10 @@ class Browser:
         """Press keys, wherever the focus is."""
         self.driver.switch_to.active_element.send_keys(*keys)
 
-    def until(self, look: Callable[[], Any], what: str) -> Any:
+    def until(self, look: Callable[[], Any], what: str, within: float = PATIENCE) -> Any:
         """Wait until there is something; a screenshot is kept where there is nothing."""
         try:
-            return eventually(look, what)
+            return eventually(look, what, within)
         except AssertionError:
             self.screenshot("failed")
             raise
@@ -112,15 +118,20 @@ class Browser:
 
 
 @contextlib.contextmanager
-def chromium(screenshots: Path) -> Iterator[Browser]:
-    """Start a browser, and end it. Skips the test where there is none."""
+def chromium(folder: Path, screenshots: Path) -> Iterator[Browser]:
+    """Start a browser, and end it. Skips the test where there is none.
+
+    Args:
+        folder: Empty; for the browser's own files.
+        screenshots: Where they are put.
+    """
     if CHROMIUM is None or DRIVER is None:
         pytest.skip("chromium and chromedriver are not installed (Debian: chromium, chromium-driver)")
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    for argument in QUIET:
+    for argument in (*QUIET, f"--user-data-dir={folder}"):
         options.add_argument(argument)
     if os.geteuid() == 0:
         options.add_argument("--no-sandbox")  # root has no use for one, and no permission

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.e2e.browser import Browser, chromium
 from tests.e2e.canned import Canned, canned
 from tests.e2e.process import PENSTOCK, Running, Server
 
@@ -80,3 +82,22 @@ def closed_port() -> Iterator[str]:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{held.getsockname()[1]}"
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """One browser for all tests; its screenshots are kept where PENSTOCK_SCREENSHOTS says."""
+    kept = os.environ.get("PENSTOCK_SCREENSHOTS")
+    screenshots = Path(kept).absolute() if kept else tmp_path_factory.mktemp("screenshots")
+    with chromium(tmp_path_factory.mktemp("chromium"), screenshots) as running:
+        yield running
+
+
+@pytest.fixture
+def browser(shared: Browser) -> Iterator[Browser]:
+    """The browser; what it says against the page afterwards, its security policy included, fails the test.
+
+    That a stopped stream's connection is broken off is as it should be.
+    """
+    yield shared
+    assert [each for each in shared.complaints() if "ERR_INCOMPLETE_CHUNKED_ENCODING" not in each] == []

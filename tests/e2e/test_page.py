@@ -1,34 +1,21 @@
-"""The relay's page and the reload example in a real browser, through a real relay, with what people do to them."""
+"""The relay's page in a real browser, through a real relay, with what people do to it."""
 
 from __future__ import annotations
 
 import json
-import os
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from anyio.from_thread import start_blocking_portal
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import FileResponse, Response
-from starlette.routing import Mount, Route
 
-import penstock
-from penstock.testing import serve
-from tests.e2e.browser import Browser, chromium
-from tests.e2e.process import PATIENCE, Server
-from tests.relay.page.node import PAGE
+from tests.e2e.browser import Browser
+from tests.e2e.held import EVENTS, Held, answer, held
+from tests.e2e.process import PATIENCE
 from tests.relay.page.relayed import Relayed, relayed
 
-# Marked as soak because a browser's journeys take more than a minute, and `make test` is to stay short.
-pytestmark = [pytest.mark.e2e, pytest.mark.soak, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.e2e, pytest.mark.browser, pytest.mark.timeout(120)]
 
-RELOAD = Path(__file__).parents[2] / "examples" / "reload"
-TOKENS = 90
-CHAT = f"/v1/chat/completions?tokens={TOKENS}&interval=0.05"
-ENDLESS = "/v1/chat/completions?tokens=100000&interval=0.05"
+CHAT = "/v1/chat/completions"
 QUESTION = "Why does a mill have a penstock?"
 
 # The text of a reader, less what the page itself says in between.
@@ -37,35 +24,21 @@ READ = """[...document.querySelectorAll('.output')].map(
 
 
 @pytest.fixture(scope="module")
-def relay(origin: Server) -> Iterator[Relayed]:
-    with relayed(origin.url) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    kept = os.environ.get("PENSTOCK_SCREENSHOTS")
-    with chromium(Path(kept) if kept else tmp_path_factory.mktemp("screenshots")) as browser:
-        yield browser
+def serving() -> Iterator[tuple[Held, Relayed]]:
+    with held() as upstream, relayed(upstream.url) as running:
+        yield upstream, running
 
 
 @pytest.fixture
-def browser(shared: Browser) -> Iterator[Browser]:
-    """The browser; what it says against the page afterwards, its security policy included, fails the test.
-
-    That a stopped stream's connection is broken off is as it should be.
-    """
-    yield shared
-    assert [each for each in shared.complaints() if "ERR_INCOMPLETE_CHUNKED_ENCODING" not in each] == []
+def upstream(serving: tuple[Held, Relayed]) -> Held:
+    """The upstream, which says nothing until it is told to."""
+    serving[0].says(0)
+    return serving[0]
 
 
-def answer(origin: Server, path: str = CHAT, question: str = QUESTION) -> str:
-    """What the origin says, in one piece."""
-    asked = {"model": "sample", "messages": [{"role": "user", "content": question}]}
-    request = urllib.request.Request(origin.url + path, json.dumps(asked).encode())
-    with urllib.request.urlopen(request, timeout=PATIENCE) as response:
-        text: str = json.load(response)["choices"][0]["message"]["content"]
-    return text
+@pytest.fixture
+def relay(serving: tuple[Held, Relayed]) -> Relayed:
+    return serving[1]
 
 
 def streams(relay: Relayed) -> list[dict[str, object]]:
@@ -102,57 +75,70 @@ def arrived(browser: Browser, events: int, reader: int = 0) -> None:
     browser.until(lambda: figure(browser, "events", reader) >= events, f"{events} events")
 
 
-def was_cut(browser: Browser, times: int) -> None:
+def cut(browser: Browser, times: int) -> None:
+    """Cut the first reader's connection, and wait until it has another."""
+    browser.click(".actions button", "Cut")
     browser.until(lambda: figure(browser, "cuts") == times, f"{times} cuts")
+    browser.until(lambda: states(browser)[0] == "open", "a connection")
 
 
 # -- the journeys ------------------------------------------------------------------------------------------------
 
 
-def test_a_connection_is_cut_three_times_and_nothing_is_lost(browser: Browser, relay: Relayed, origin: Server) -> None:
-    before = {each["id"] for each in streams(relay)}
+def test_a_connection_is_cut_three_times_and_nothing_is_lost(browser: Browser, relay: Relayed, upstream: Held) -> None:
+    before, asked = {each["id"] for each in streams(relay)}, upstream.asked
     load(browser, relay)
+    browser.screenshot("empty")
     begin(browser)
-    for cut in (1, 2, 3):
-        arrived(browser, 8 * cut)
-        browser.click(".actions button", "Cut")
-        was_cut(browser, cut)
-        browser.until(lambda: states(browser) == ["open"], "a connection")
+    for times in (1, 2, 3):
+        upstream.says(8 * times)
+        arrived(browser, 8 * times)
+        cut(browser, times)
+    upstream.says(EVENTS)
     browser.until(lambda: "Nothing lost" in browser.text(".verdict"), "an end")
-    events = TOKENS + 3  # the role, the reason of the end, [DONE]
     assert browser.text(".verdict") == (
-        f"Done: {events} events, 3 cuts, no gap. Nothing lost: the relay counted {events}."
+        f"Done: {EVENTS} events, 3 cuts, no gap. Nothing lost: the relay counted {EVENTS}."
     )
-    assert browser.run(READ) == [answer(origin)]
+    assert browser.run(READ) == [answer(QUESTION)]
     assert len(browser.all(".seam")) == 3
     [stream] = [each for each in streams(relay) if each["id"] not in before]
-    assert (stream["events"], stream["reason"]) == (events, "done"), "and the upstream was asked once"
+    assert (stream["events"], stream["reason"]) == (EVENTS, "done")
+    assert upstream.asked == asked + 1
+    assert stream["first_event"] is not None
+    browser.until(lambda: browser.text(f"tr[data-stream='{stream['id']}'] [data-label='first event']") != "–", "it")
     browser.screenshot("cut")
 
 
-def test_a_second_reader_has_the_same_from_the_start(browser: Browser, relay: Relayed, origin: Server) -> None:
+def test_a_second_reader_has_the_same_from_the_start(browser: Browser, relay: Relayed, upstream: Held) -> None:
     load(browser, relay)
     begin(browser)
+    upstream.says(20)
     arrived(browser, 20)
     browser.click(".actions button", "Second reader")
+    arrived(browser, 20, reader=1)
+    upstream.says(EVENTS)
     browser.until(lambda: states(browser) == ["done", "done"], "two ends")
-    assert browser.run(READ) == [answer(origin)] * 2
+    assert browser.run(READ) == [answer(QUESTION)] * 2
     browser.until(lambda: browser.text("#gap-median").endswith("ms"), "how far the events are apart")
     browser.screenshot("two-readers")
 
 
-def test_the_page_is_loaded_again_in_the_middle(browser: Browser, relay: Relayed, origin: Server) -> None:
+def test_the_page_is_loaded_again_in_the_middle(browser: Browser, relay: Relayed, upstream: Held) -> None:
     load(browser, relay)
     begin(browser)
+    upstream.says(15)
     arrived(browser, 15)
     browser.driver.refresh()
+    arrived(browser, 15)
+    upstream.says(EVENTS)
     browser.until(lambda: states(browser) == ["done"], "an end")
-    assert browser.run(READ) == [answer(origin)]
+    assert browser.run(READ) == [answer(QUESTION)]
 
 
-def test_a_stream_is_stopped_for_all_its_readers(browser: Browser, relay: Relayed) -> None:
+def test_a_stream_is_stopped_for_all_its_readers(browser: Browser, relay: Relayed, upstream: Held) -> None:
     load(browser, relay)
-    begin(browser, ENDLESS)
+    begin(browser)
+    upstream.says(3)
     arrived(browser, 3)
     browser.click(".actions button", "Second reader")
     arrived(browser, 3, reader=1)
@@ -163,9 +149,10 @@ def test_a_stream_is_stopped_for_all_its_readers(browser: Browser, relay: Relaye
     browser.until(lambda: "cancelled" in browser.text(".reader:last-child .verdict"), "why")
 
 
-def test_a_stream_of_the_table_is_read_and_stopped(browser: Browser, relay: Relayed) -> None:
+def test_a_stream_of_the_table_is_read_and_stopped(browser: Browser, relay: Relayed, upstream: Held) -> None:
     load(browser, relay)
-    begin(browser, ENDLESS)
+    begin(browser)
+    upstream.says(3)
     arrived(browser, 3)
     stream = browser.run("document.querySelector('.reader').dataset.stream")
     line = f"#rows tr[data-stream='{stream}']"
@@ -177,24 +164,28 @@ def test_a_stream_of_the_table_is_read_and_stopped(browser: Browser, relay: Rela
     assert len(browser.all(".reader")) == 1
     browser.click(f"{line} button", "Stop")
     browser.until(lambda: browser.text(f"{line} [data-state]") == "cancelled", "its end")
-    assert not browser.one(f"{line} button[aria-label^='Stop']").is_enabled()
+    assert not browser.one(f"{line} button[aria-label^='Stop']").is_displayed()
+    assert browser.run("document.activeElement.textContent") == "Read", "the focus is not lost with the button"
     browser.until(lambda: browser.text("#rate-now") not in ("", "–"), "a rate")
-    assert browser.run("document.querySelector('#rate-chart .line').getAttribute('d')").startswith("M")
+    browser.until(lambda: browser.run("document.querySelector('#rate-chart .line').getAttribute('d')"), "its line")
     assert "closed" in browser.text("#breakers")
 
 
-def test_events_with_ids_of_their_own_are_neither_lost_nor_doubled(browser: Browser, relay: Relayed) -> None:
+def test_events_with_ids_of_their_own_are_neither_lost_nor_doubled(
+    browser: Browser, relay: Relayed, upstream: Held
+) -> None:
     load(browser, relay)
     browser.run("document.querySelector('#preset').focus()")
     browser.press("N")  # Numbered events
     browser.until(lambda: browser.one("#method").get_attribute("value") == "GET", "the preset")
-    begin(browser, "/events?count=40&interval=0.05")
-    for cut in (1, 2):
-        arrived(browser, 8 * cut)
-        browser.click(".actions button", "Cut")
-        was_cut(browser, cut)
+    begin(browser, "/events")
+    for times in (1, 2):
+        upstream.says(8 * times)
+        arrived(browser, 8 * times)
+        cut(browser, times)
+    upstream.says(EVENTS)
     browser.until(lambda: states(browser) == ["done"], "an end")
-    assert browser.run(READ) == ["".join(f'{{"n":{n}}}\n' for n in range(1, 41))]
+    assert browser.run(READ) == ["".join(f'{{"n":{n}}}\n' for n in range(1, EVENTS + 1))]
 
 
 # -- how it is used ----------------------------------------------------------------------------------------------
@@ -217,7 +208,7 @@ def test_what_cannot_be_sent_is_told_where_it_is_wrong(browser: Browser, relay: 
     assert browser.all(".reader") == []
 
 
-def test_it_is_used_by_keyboard_alone(browser: Browser, relay: Relayed) -> None:
+def test_it_is_used_by_keyboard_alone(browser: Browser, relay: Relayed, upstream: Held) -> None:
     from selenium.webdriver.common.keys import Keys
 
     load(browser, relay)
@@ -229,7 +220,8 @@ def test_it_is_used_by_keyboard_alone(browser: Browser, relay: Relayed) -> None:
     assert names == ["Skip to the readers", "preset", "method", "path", "headers", "body", "Start"]
     browser.run("document.querySelector('#path').focus()")
     browser.press(Keys.CONTROL + "a")
-    browser.press(ENDLESS, Keys.ENTER)
+    browser.press(CHAT, Keys.ENTER)
+    upstream.says(3)
     arrived(browser, 3)
     browser.run("document.querySelector('#start button').focus()")
     order = []
@@ -242,14 +234,15 @@ def test_it_is_used_by_keyboard_alone(browser: Browser, relay: Relayed) -> None:
     browser.until(lambda: states(browser) == ["stopped"], "a stop")
 
 
-def test_what_a_stream_says_is_text(browser: Browser, relay: Relayed, origin: Server) -> None:
+def test_what_a_stream_says_is_text(browser: Browser, relay: Relayed, upstream: Held) -> None:
     markup = "<img src=x onerror=alert(1)><script>alert(2)</script>"
     load(browser, relay)
     asked = {"model": "m", "stream": True, "messages": [{"role": "user", "content": markup}]}
     browser.type("#body", json.dumps(asked))
+    upstream.says(EVENTS)
     begin(browser)
     browser.until(lambda: states(browser) == ["done"], "an end")
-    assert browser.run(READ) == [answer(origin, question=markup)]
+    assert browser.run(READ) == [answer(markup)]
     assert browser.all(".output img, .output script") == []
 
 
@@ -258,16 +251,18 @@ def test_a_breaker_that_opens_is_seen(shared: Browser, closed_port: str) -> None
         load(shared, relay)
         begin(shared)
         shared.until(lambda: states(shared) == ["error"], "a refusal")
+        assert "is it running?" in shared.text(".verdict")
         shared.until(lambda: shared.text("#breakers b") == "open", "an open breaker")
         assert shared.text("#breakers") == f"breaker of {closed_port} open"
         shared.screenshot("breaker")
     assert all("status of 50" in message for message in shared.complaints())
 
 
-def test_a_relay_that_goes_away_is_told(shared: Browser, origin: Server) -> None:
-    with relayed(origin.url) as relay:
+def test_a_relay_that_goes_away_is_told(shared: Browser, upstream: Held) -> None:
+    with relayed(upstream.url) as relay:
         load(shared, relay)
         shared.until(lambda: shared.one("#no-stream").is_displayed(), "a list")
+        assert relay.public in shared.text("#no-stream"), "what to do"
     shared.until(lambda: "The list of streams did not come" in shared.text("#trouble"), "the trouble")
     assert shared.one("#trouble").get_attribute("role") == "alert"
     shared.complaints()
@@ -283,7 +278,9 @@ def test_a_path_that_is_not_there_is_told(relay: Relayed, shared: Browser) -> No
 
 # -- how it looks ------------------------------------------------------------------------------------------------
 
-TEXTS = "h1, h2, h3, p, dt, dd, label, button:enabled, input, textarea, select, th, td, figcaption, .hint, .seam"
+TEXTS = (
+    "h1, h2, h3, b, code, p, dt, dd, label, button:enabled, input, textarea, select, th, td, figcaption, .hint, .seam"
+)
 CONTRAST = """[...document.querySelectorAll(arguments[0])]
 .filter((each) => each.checkVisibility() && `${each.textContent}${each.value ?? ''}`.trim() !== '')
 .map((each) => {
@@ -302,55 +299,33 @@ CONTRAST = """[...document.querySelectorAll(arguments[0])]
 })"""
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [360, 800, 1280])
-def test_it_can_be_read_in_every_width_and_light(browser: Browser, relay: Relayed, width: int, dark: bool) -> None:
-    load(browser, relay, width=width, dark=dark)
+def test_it_can_be_read_in_every_width_and_light(browser: Browser, relay: Relayed, upstream: Held, width: int) -> None:
+    load(browser, relay, width=width)
+    looked_at(browser, f"{width}-empty", width)
     begin(browser)
-    arrived(browser, 10)
-    browser.click(".actions button", "Cut")
-    browser.until(lambda: browser.all(".seam"), "a resume")
+    upstream.says(20)
+    arrived(browser, 20)
+    cut(browser, 1)
     browser.click(".actions button", "Second reader")
-    browser.until(lambda: states(browser) == ["done", "done"], "two ends")
-    browser.screenshot(f"{width}-{'dark' if dark else 'light'}")
-    assert browser.run("document.documentElement.scrollWidth") == width
-    measured = browser.run(CONTRAST, TEXTS)
-    assert len(measured) > 30
-    assert [(name, ratio) for name, ratio in measured if ratio < 4.5] == []
+    upstream.says(40)
+    arrived(browser, 40, reader=1)
+    browser.until(lambda: browser.all(".seam"), "a resume")
+    looked_at(browser, f"{width}-live", width)
+    upstream.says(EVENTS)
+    browser.until(lambda: browser.text(".reader:last-child .verdict").count("Nothing lost"), "an end")
+    browser.type("#path", "chat")
+    browser.click("#start button")
+    looked_at(browser, f"{width}-done", width)
 
 
-# -- the example -------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def example(origin: Server) -> Iterator[str]:
-    """The reload example beside a route that streams an answer, and the relay's own addresses."""
-    relay = penstock.Relay(origin.url, store="memory://")
-
-    async def chat(request: Request) -> Response:
-        question = (await request.json())["question"]
-        asked = {"model": "sample", "stream": True, "messages": [{"role": "user", "content": question}]}
-        return await relay.forward(request, "POST", CHAT, json=asked)
-
-    app = Starlette(
-        routes=[
-            Route("/api/chat", chat, methods=["POST"]),
-            Route("/_penstock/client.js", lambda request: FileResponse(PAGE / "client.js")),
-            Route("/", lambda request: FileResponse(RELOAD / "index.html")),
-            Route("/reload.{kind}", lambda request: FileResponse(RELOAD / f"reload.{request.path_params['kind']}")),
-            Mount("/", relay),
-        ],
-        lifespan=relay.lifespan,
-    )
-    with start_blocking_portal("asyncio") as portal, portal.wrap_async_context_manager(serve(app)) as url:
-        yield url
-
-
-def test_the_reload_example_goes_on_after_a_reload(browser: Browser, example: str, origin: Server) -> None:
-    browser.open(example)
-    browser.click("#ask button", "Ask")
-    browser.until(lambda: len(browser.text("#answer")) > 20, "an answer")
-    browser.driver.refresh()
-    browser.until(lambda: browser.text("#state") == "The answer is done.", "an end")
-    assert browser.text("#answer") == answer(origin)
-    browser.screenshot("reload")
+def looked_at(browser: Browser, name: str, width: int) -> None:
+    """In both lights: nothing is cut off at the side, and all that is written stands out from its ground."""
+    for light in ("light", "dark"):
+        browser.light(dark=light == "dark")
+        browser.screenshot(f"{name}-{light}")
+        assert browser.run("document.documentElement.scrollWidth") == width
+        measured = browser.run(CONTRAST, TEXTS)
+        assert len(measured) > 30
+        assert [(name, ratio) for name, ratio in measured if ratio < 4.5] == []
+    browser.light(dark=False)

@@ -6,18 +6,18 @@ Every server here is a process of its own, started with the same command that a 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json as jsonlib
-import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
+from penstock.cli import demo_servers as servers
 from penstock.cli import options, output
 from penstock.cli.run import run
 from penstock.client.client import AsyncClient
@@ -31,9 +31,6 @@ LINES = 10_000_000
 LENGTH = 478_888_897
 CHUNKS = 30
 INTERVAL = 0.1
-START_SECONDS = 20.0
-STOP_SECONDS = 5.0
-
 
 SHOWN: dict[str, Callable[[Any], tuple[str, str]]] = {
     "bytes": lambda value: ("bytes", f"{value:,}"),
@@ -53,10 +50,6 @@ SHOWN: dict[str, Callable[[Any], tuple[str, str]]] = {
 """How each figure is called and written in the summary."""
 
 
-class Failed(Exception):
-    """The demo did not show what it promises; the message says what."""
-
-
 @dataclass(frozen=True, slots=True)
 class Result:
     """One job's line in the summary."""
@@ -65,21 +58,50 @@ class Result:
     measured: dict[str, Any]
 
 
-def demo(json: options.Json = False) -> int:
+def demo(
+    stay: Annotated[
+        bool, typer.Option("--stay", help="Keep the servers, and the relay's page for a browser, until Ctrl-C.")
+    ] = False,
+    json: options.Json = False,
+) -> int:
     """Show the three jobs on real servers: a 457 MB pipe, a relayed generator, a stream that fails at first."""
     try:
-        results = run(_demo(json=json))
-    except Failed as failed:
+        run(_demo(stay=stay, json=json))
+    except servers.Failed as failed:
         if json:
             output.record(output.error_record(failed, str(failed)))
         else:
             output.note(f"penstock demo: {failed}")
         return 1
-    if json:
-        output.record({"demo": {result.job: result.measured for result in results}})
-    else:
-        _summary(results)
     return 0
+
+
+async def _demo(*, stay: bool, json: bool) -> None:
+    say = (lambda text: None) if json else output.note
+    with tempfile.TemporaryDirectory(prefix="penstock-demo-") as folder:
+        async with (
+            servers.origin(folder) as first,
+            servers.origin(folder) as second,
+            servers.relay(first.url, folder) as relay,
+        ):
+            say(f"two sample servers: {first.url} and {second.url}")
+            if stay:
+                _show_page(relay, json=json)
+            results = await _three_jobs(first.url, second.url, relay.url, say, json=json)
+            if json:
+                output.record({"demo": {result.job: result.measured for result in results}})
+            else:
+                _summary(results)
+            if stay:
+                say(f"\nthe page stays until you press Ctrl-C: {relay.page}")
+                await servers.watch(first, second, relay)
+
+
+def _show_page(relay: servers.Started, *, json: bool) -> None:
+    if json:
+        output.record({"listening": {"url": relay.url, "page": relay.page}})
+    else:
+        output.note(f"the relay's page, for a browser: {relay.page}")
 
 
 def _summary(results: list[Result]) -> None:
@@ -95,46 +117,27 @@ def _summary(results: list[Result]) -> None:
     console.print(table)
 
 
-async def _demo(*, json: bool) -> list[Result]:
-    say = (lambda text: None) if json else output.note
-    results = []
-    with tempfile.TemporaryDirectory(prefix="penstock-demo-") as folder:
-        async with (
-            _started("origin", "--directory", folder) as first,
-            _started("origin", "--directory", folder) as second,
-        ):
-            say(f"two sample servers: {first} and {second}")
-            say(f"\n1. pipe: {LENGTH / 2**20:.0f} MB from {first}/file into {second}/upload, in constant memory")
-            results.append(await _pipe(first, second, progress=not json))
-            async with _started("relay", first) as relay:
-                say(f"\n2. relay: {first}/generate, ten chunks a second, through {relay}")
-                results.append(await _relay(relay, say))
-            say(f"\n3. consume: events from {first}/trigger_invocation, which fails twice")
-            results.append(await _consume(first, say))
-    return results
-
-
 # -- the three jobs ----------------------------------------------------------------------------------------------
+
+
+async def _three_jobs(first: str, second: str, relay: str, say: Callable[[str], None], *, json: bool) -> list[Result]:
+    say(f"\n1. pipe: {LENGTH / 2**20:.0f} MB from {first}/file into {second}/upload, in constant memory")
+    piped = await _pipe(first, second, progress=not json)
+    say(f"\n2. relay: {first}/generate, ten chunks a second, through {relay}")
+    relayed = await _relay(relay, say)
+    say(f"\n3. consume: events from {first}/trigger_invocation, which fails twice")
+    return [piped, relayed, await _consume(first, say)]
 
 
 async def _pipe(source: str, destination: str, *, progress: bool) -> Result:
     arguments = ["pipe", f"{source}/file?lines={LINES}", f"{destination}/upload"]
-    arguments += ["-H", "Accept: application/json", "--digest", "sha256", "--json"]
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "penstock", *arguments),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=None if progress else asyncio.subprocess.DEVNULL,
-    )
-    try:
-        out, _ = await process.communicate()
-    finally:
-        await _end(process)
-    report = _last_record(out)
-    if process.returncode or "error" in report:
-        raise Failed(f"the pipe failed: {report.get('error', {}).get('message', 'without a word')}")
+    arguments += ["-H", "Accept: application/json", "--digest", "sha256"]
+    code, report = await servers.run(*arguments, quietly=not progress)
+    if code or "error" in report:
+        raise servers.Failed(f"the pipe failed: {report.get('error', {}).get('message', 'without a word')}")
     saved = jsonlib.loads(report["destination"]["body"])["files"][0]
     if saved["sha256"] != report["digest"]["sha256"] or saved["bytes"] != LENGTH:
-        raise Failed(f"the pipe is not faithful: {report['digest']} was sent and {saved} was saved")
+        raise servers.Failed(f"the pipe is not faithful: {report['digest']} was sent and {saved} was saved")
     return Result(
         "pipe",
         {
@@ -147,7 +150,7 @@ async def _pipe(source: str, destination: str, *, progress: bool) -> Result:
     )
 
 
-async def _relay(relay: str, say: Any) -> Result:
+async def _relay(relay: str, say: Callable[[str], None]) -> Result:
     delays: list[float] = []
     reads = 0
     async with (
@@ -164,9 +167,9 @@ async def _relay(relay: str, say: Any) -> Result:
                 if len(delays) % 10 == 1:
                     say(f"   {line.decode()} came after {delays[-1] * 1000:.1f} ms")
     if len(delays) != CHUNKS:
-        raise Failed(f"the relay passed on {len(delays)} of {CHUNKS} chunks")
+        raise servers.Failed(f"the relay passed on {len(delays)} of {CHUNKS} chunks")
     if reads < CHUNKS:
-        raise Failed(f"{CHUNKS} chunks came in {reads} pieces: something buffered them")
+        raise servers.Failed(f"{CHUNKS} chunks came in {reads} pieces: something buffered them")
     delays.sort()
     return Result(
         "relay",
@@ -189,7 +192,7 @@ def _delay(line: str, now: float) -> float:
     return (today - written) % 86400
 
 
-async def _consume(origin: str, say: Any) -> Result:
+async def _consume(origin: str, say: Callable[[str], None]) -> Result:
     """A server that answers 503 twice: within the retries, and then with a breaker that has had enough."""
 
     def tell(notice: Notice) -> None:
@@ -204,14 +207,14 @@ async def _consume(origin: str, say: Any) -> Result:
                 say(f"   event: {event.data}")
         metrics = events.metrics
     if (metrics.total, metrics.retries) != (5, 2):
-        raise Failed(f"the stream gave {metrics.total} events after {metrics.retries} retries, not 5 after 2")
+        raise servers.Failed(f"the stream gave {metrics.total} events after {metrics.retries} retries, not 5 after 2")
     breaker = Breaker(failure_threshold=2, recovery_timeout=0.5)
     async with AsyncClient(origin, retry=Retry(retries=5, backoff=backoff), breaker=breaker) as client:
         states = [client.circuit_state()]
         failing = client.get("/events").param("count", 3).param("interval", 0).param("status", 500).param("times", 2)
         try:
             await failing.collect()
-            raise Failed("the breaker did not open after two failures")
+            raise servers.Failed("the breaker did not open after two failures")
         except CircuitOpenError as error:
             say(f"   {error}")
         states.append(client.circuit_state())
@@ -219,7 +222,7 @@ async def _consume(origin: str, say: Any) -> Result:
         collected = await failing.collect()
         states.append(client.circuit_state())
     if states != [State.CLOSED, State.OPEN, State.CLOSED] or len(collected.events) != 3:
-        raise Failed(f"the breaker did not recover: {states}")
+        raise servers.Failed(f"the breaker did not recover: {states}")
     say("   after its pause the breaker let a probe through, and closed")
     return Result(
         "consume",
@@ -231,57 +234,3 @@ async def _consume(origin: str, say: Any) -> Result:
             "breaker": " → ".join(state.value for state in states if state is not None),
         },
     )
-
-
-# -- processes ---------------------------------------------------------------------------------------------------
-
-
-@contextlib.asynccontextmanager
-async def _started(command: str, *arguments: str) -> AsyncIterator[str]:
-    """A `penstock` command that serves, on a free port, until the block ends; its URL."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-m", "penstock", command, *arguments, "--listen", "127.0.0.1:0", "--json"),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-    )
-    assert process.stdout is not None
-    try:
-        try:
-            async with asyncio.timeout(START_SECONDS):
-                line = await process.stdout.readline()
-        except TimeoutError:
-            raise Failed(f"`penstock {command}` did not start within {START_SECONDS:g} s") from None
-        said = _last_record(line)
-        if "listening" not in said:
-            raise Failed(
-                f"`penstock {command}` did not start: {said.get('error', {}).get('message', 'without a word')}"
-            )
-        yield said["listening"]["url"]
-    finally:
-        await _end(process)
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """Ask a process to end; make it, if it takes too long."""
-    if process.returncode is not None:
-        return
-    process.terminate()
-    try:
-        async with asyncio.timeout(STOP_SECONDS):
-            await process.wait()
-    except TimeoutError:
-        pass
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-
-
-def _last_record(out: bytes) -> dict[str, Any]:
-    lines = out.decode("utf-8", "replace").strip().splitlines()
-    try:
-        value = jsonlib.loads(lines[-1])
-    except (ValueError, IndexError):
-        return {}
-    return value if isinstance(value, dict) else {}

@@ -32,9 +32,10 @@ from starlette.responses import JSONResponse, PlainTextResponse, RedirectRespons
 from starlette.routing import BaseRoute, Mount
 from starlette.routing import Route as At
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from penstock.eventlog.base import StreamInfo
+from penstock.relay.ends import StreamEnd
 from penstock.relay.metrics import RelayMetrics
 from penstock.relay.route import Route
 from penstock.relay.session import Session
@@ -42,15 +43,22 @@ from penstock.relay.streams import Streams
 
 PAGE = Path(__file__).parent / "page"
 
-SECURITY = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src *; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
-}
+# A text never becomes a script or markup: the page has no use for that, and the browser sees to it.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src *; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types"
+)
+_SECURITY = [
+    (b"content-security-policy", _POLICY.encode()),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+]
+
+_MOST_REMEMBERED = 10_000
+"""Streams that ended here of which it is known when their first event came: as many as a store keeps by default."""
 
 
 class Admin:
@@ -78,6 +86,8 @@ class Admin:
         self._streams = streams
         self._routes = routes
         self._info = {"public": public, "version": version("penstock"), "store": store, "promise": promise}
+        self._firsts: dict[str, float] = {}
+        streams.on_settled.append(self._remember)
         self._metrics: RelayMetrics | None
         try:
             self._metrics = RelayMetrics(streams, routes)
@@ -92,19 +102,28 @@ class Admin:
             At("/_penstock/metrics", self._expose),
             At("/_penstock/health", lambda request: PlainTextResponse("ok\n")),
             At("/_penstock/ready", self._ready),
-            Mount("/_penstock", app=_Page(directory=PAGE, html=True)),
+            Mount("/_penstock", app=StaticFiles(directory=PAGE, html=True)),
         ]
         self._hosts = {"localhost", *(host.lower() for host in hosts)}
         self._app = Starlette(routes=paths)
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
         app: ASGIApp = self._app
         if scope["type"] == "http" and not self._is_known(Request(scope).headers.get("host", "")):
             app = PlainTextResponse(
                 "this host name is not known here: ask by address, or as --admin-listen has it\n", 400
             )
-        await app(scope, receive, send)
+
+        async def safely(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = [*message["headers"], *_SECURITY]
+                if message["status"] == 405 and not any(name == b"allow" for name, _ in headers):
+                    headers.append((b"allow", b"GET, HEAD"))  # files do not say so themselves
+                message["headers"] = headers
+            await send(message)
+
+        await app(scope, receive, safely)
 
     def _is_known(self, host: str) -> bool:
         """Whether a request was meant for us: a page that had its own name resolved to our address says its own."""
@@ -117,7 +136,7 @@ class Admin:
         return True
 
     async def _tell_info(self, request: Request) -> Response:
-        return JSONResponse(self._info, headers=SECURITY)
+        return JSONResponse(self._info)
 
     async def _ready(self, request: Request) -> Response:
         draining = self._streams.draining
@@ -130,11 +149,10 @@ class Admin:
         breakers = {route.upstream: route.client.circuit_state() for route in self._routes}
         return JSONResponse(
             {
-                "streams": [_described(info, running.get(info.id)) for info in found],
+                "streams": [_described(info, self._first(info.id, running.get(info.id))) for info in found],
                 "breaker": {url: state.value for url, state in breakers.items() if state is not None},
                 "now": time.time(),
-            },
-            headers=SECURITY,
+            }
         )
 
     async def _stop(self, request: Request) -> Response:
@@ -150,22 +168,21 @@ class Admin:
         body, content_type = self._metrics.exposition()
         return Response(body, media_type=content_type)
 
+    def _remember(self, end: StreamEnd) -> None:
+        if end.first_event is not None:
+            self._firsts[end.id] = end.first_event
+            if len(self._firsts) > _MOST_REMEMBERED:
+                del self._firsts[next(iter(self._firsts))]
 
-class _Page(StaticFiles):
-    """The page's files, with what keeps a page safe."""
-
-    async def get_response(self, path: str, scope: Any) -> Response:
-        response = await super().get_response(path, scope)
-        response.headers.update(SECURITY)
-        return response
+    def _first(self, id: str, session: Session | None) -> float | None:
+        """Seconds to a stream's first event; None before it, and of a stream that ran in another process."""
+        if session is None:
+            return self._firsts.get(id)
+        return None if session.first_at is None else session.first_at - session.started_at
 
 
-def _described(info: StreamInfo, session: Session | None) -> dict[str, Any]:
-    now = time.time()
-    duration = (info.ended_at or now) - info.opened_at
-    first = None
-    if session is not None and session.first_at is not None:
-        first = session.first_at - session.started_at
+def _described(info: StreamInfo, first: float | None) -> dict[str, Any]:
+    duration = (info.ended_at or time.time()) - info.opened_at
     return {
         "id": info.id,
         "key": info.key,

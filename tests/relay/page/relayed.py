@@ -11,7 +11,8 @@ from starlette.middleware.cors import CORSMiddleware
 
 import penstock
 from penstock.relay.admin import Admin
-from penstock.relay.policy import CORS_EXPOSED, CORS_HEADERS, Policy
+from penstock.relay.cors import CORS_EXPOSED, CORS_HEADERS
+from penstock.relay.policy import Policy
 from penstock.testing import serve
 
 

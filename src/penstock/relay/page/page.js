@@ -23,7 +23,13 @@ const PRESETS = [
     method: "POST",
     path: "/v1/chat/completions?tokens=240&interval=.06",
     headers: "",
-    body: JSON.stringify({ model: "sample", stream: true, messages: [{ role: "user", content: QUESTION }] }, null, 2),
+    body: `{
+  "model": "sample",
+  "stream": true,
+  "messages": [
+    { "role": "user", "content": "${QUESTION}" }
+  ]
+}`,
   },
   { name: "Numbered events", method: "GET", path: "/events?count=120&interval=0.1", headers: "", body: "" },
   {
@@ -33,6 +39,7 @@ const PRESETS = [
     headers: "",
     body: JSON.stringify({ query: QUESTION }, null, 2),
   },
+  { name: "An upstream that fails", method: "GET", path: "/events?status=503", headers: "", body: "" },
   { name: "Something else", method: "GET", path: "/", headers: "", body: "" },
 ];
 
@@ -81,7 +88,7 @@ class Page {
       write(trouble, `The relay did not say where it is: ${/** @type {Error} */ (error).message}`);
       trouble.hidden = false;
     }
-    write(byId("public", HTMLElement), this.#relay);
+    for (const name of ["public", "through"]) write(byId(name, HTMLElement), this.#relay);
   }
 
   // -------------------------------------------------------------------------------------------------------- the form

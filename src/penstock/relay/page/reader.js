@@ -44,6 +44,8 @@ export class Reader {
   /** @type {number | null} */ #last = null;
   #joined = 0;
   /** @type {number | null} */ #cutAt = null;
+  #answered = false;
+  /** Why there is no connection now. */ #trouble = "";
   #timeline = new Timeline(60, 3);
   /** Stretches without a connection, as seconds from the beginning. @type {[number, number][]} */ #away = [];
   /** @type {import("./client.js").End | null} */ #end = null;
@@ -197,7 +199,9 @@ export class Reader {
    * @param {import("./client.js").StateDetail} detail
    */
   #onState(state, detail) {
-    if (state === "waiting" && this.#cutAt === null) {
+    this.#answered ||= state === "open";
+    this.#trouble = state === "waiting" ? (detail.error?.message ?? "") : state === "open" ? "" : this.#trouble;
+    if (state === "waiting" && this.#answered && this.#cutAt === null) {
       this.#cuts += 1;
       this.#cutAt = performance.now();
       announce(`${this.#name}: the connection is cut.`);
@@ -211,7 +215,7 @@ export class Reader {
       idle: "",
       connecting: detail.again ? "coming back" : "connecting",
       open: "live",
-      waiting: `cut, back in ${duration((detail.delay ?? 0) / 1000)}`,
+      waiting: `${this.#answered ? "cut, back" : "again"} in ${duration((detail.delay ?? 0) / 1000)}`,
       ended: { done: "done", stopped: "stopped", closed: "closed", error: "failed" }[detail.reason ?? "done"],
     };
     write(this.#state, words[state]);
@@ -246,9 +250,13 @@ export class Reader {
     if (this.stream?.id) this.element.dataset.stream = this.stream.id;
     this.#strip();
     const over = this.#end !== null;
+    this.element.toggleAttribute("data-over", over);
+    this.#output.dataset.empty = over ? "No event came." : "Waiting for the first event …";
     for (const each of [this.#cut, this.#stop]) each.disabled = over;
     this.#another.disabled = !this.stream?.url;
-    write(this.#verdict, this.#words());
+    const [words, tone] = this.#words();
+    write(this.#verdict, words);
+    this.#verdict.dataset.tone = tone;
   }
 
   #flush() {
@@ -283,18 +291,22 @@ export class Reader {
     return [(from - this.#began) / 1000, (to - this.#began) / 1000];
   }
 
+  /** @returns {[text: string, tone: "" | "whole" | "wrong"]} */
   #words() {
-    if (this.#end === null) return "";
+    if (this.#end === null) return [this.#answered ? "" : this.#trouble, "wrong"];
     const { reason, error } = this.#end;
-    if (reason === "error") return error?.message ?? "";
+    if (reason === "error") return [error?.message ?? "", "wrong"];
     const so = { done: "Done", stopped: "Stopped", closed: "Closed" }[reason];
     const cuts = this.#cuts === 0 ? "no cut" : this.#cuts === 1 ? "one cut" : `${this.#cuts} cuts`;
-    const told = `${so}: ${count(this.events)} events, ${cuts}, ${this.#gaps === 0 ? "no gap" : `${this.#gaps} gaps`}.`;
-    if (reason !== "done" || this.#relays === null) return told;
+    const gaps = this.#gaps === 0 ? "no gap" : this.#gaps === 1 ? "one gap" : `${this.#gaps} gaps`;
+    const told = `${so}: ${count(this.events)} events, ${cuts}, ${gaps}.`;
+    if (reason !== "done" || this.#relays === null) return [told, ""];
     const { events, reason: ended } = this.#relays;
     // A failure that is told in a model's own words is an event like others: the relay knows better.
-    if (ended !== "done") return `${told} The stream has ended as ${ended.replace("_", " ")}.`;
-    return `${told} ${events === this.events ? "Nothing lost: the relay" : "The relay"} counted ${count(events)}.`;
+    if (ended !== "done") return [`${told} The stream has ended as ${ended.replace("_", " ")}.`, "wrong"];
+    return events === this.events
+      ? [`${told} Nothing lost: the relay counted ${count(events)}.`, "whole"]
+      : [`${told} The relay counted ${count(events)}.`, "wrong"];
   }
 }
 

@@ -41,8 +41,6 @@ export class Streams {
   #callbacks;
   /** @type {Map<string, Row>} */ #rows = new Map();
   /** @type {Map<string, number>} */ #before = new Map();
-  /** As long as a stream runs the relay knows when its first event came. @type {Map<string, number>} */
-  #firsts = new Map();
   #then = 0;
   /** @type {number[]} */ #rates = [];
   #gaps = new Sample(2000);
@@ -85,8 +83,6 @@ export class Streams {
 
   /** @param {Listing} listing */
   #show({ streams, breaker, now }) {
-    for (const each of streams) each.first_event ??= this.#firsts.get(each.id) ?? null;
-    this.#firsts = new Map(streams.flatMap(({ id, first_event: at }) => (at === null ? [] : [[id, at]])));
     this.#showBreakers(breaker);
     this.#showRates(streams, now);
     this.#showFirsts(streams);
@@ -137,9 +133,14 @@ export class Streams {
     const known = streams.filter(({ first_event }) => first_event !== null);
     const recent = known.sort((a, b) => a.started_at - b.started_at).slice(-FIRSTS);
     const firsts = recent.map(({ first_event }) => /** @type {number} */ (first_event));
-    this.#firstChart.bars(firsts, FIRSTS);
+    this.#firstChart.bars([...new Array(FIRSTS - firsts.length).fill(0), ...firsts], FIRSTS);
     const median = firsts.toSorted((a, b) => a - b)[Math.floor(firsts.length / 2)] ?? null;
     write(byId("first-median", HTMLElement), duration(median));
+    if (median !== null) {
+      const most = duration(Math.max(...firsts));
+      const hint = firsts.length === 1 ? "one stream" : `median of ${firsts.length} streams, max ${most}`;
+      write(byId("first-hint", HTMLElement), hint);
+    }
     this.#firstChart.label = `Time to first event: ${duration(median)} at the median of ${firsts.length} streams`;
   }
 
@@ -194,6 +195,7 @@ class Row {
   element;
   #cells;
   #stop;
+  /** @type {HTMLButtonElement | null} */ #again = null;
 
   /**
    * @param {Listed} listed
@@ -220,16 +222,15 @@ class Row {
       class: "plain",
       "aria-label": `Stop stream ${name}`,
     });
-    const actions = element("td", { role: "cell", class: "do" });
+    const actions = element("td", { role: "cell", class: "do" }, this.#stop);
     // Whose streams have owners has asked that nobody else reads them.
     if (!listed.owner) {
-      const again = button("Read", () => read(listed), {
+      this.#again = button("Read", () => read(listed), {
         class: "plain",
         "aria-label": `Read stream ${name} from its start`,
       });
-      actions.append(again);
+      actions.append(this.#again);
     }
-    actions.append(this.#stop);
     this.element = element(
       "tr",
       { role: "row", "data-stream": listed.id },
@@ -256,7 +257,13 @@ class Row {
     write(cells.readers, count(listed.readers));
     write(cells.first, duration(listed.first_event));
     write(cells.time, duration(over || listed.duration !== null ? listed.duration : now - listed.started_at));
-    this.#stop.disabled = over;
+    this.#allow(!over);
+  }
+
+  /** @param {boolean} stopping */
+  #allow(stopping) {
+    if (!stopping && this.#stop === document.activeElement) this.#again?.focus();
+    this.#stop.disabled = !stopping;
   }
 
   /**
@@ -264,12 +271,12 @@ class Row {
    * @param {Listed} listed
    */
   async #halt(stop, listed) {
-    this.#stop.disabled = true;
+    this.#allow(false);
     try {
       await stop(listed);
       announce(`Stream ${short(listed.id)} is stopped.`);
     } catch (error) {
-      this.#stop.disabled = false;
+      this.#allow(true);
       announce(`Stream ${short(listed.id)} could not be stopped: ${/** @type {Error} */ (error).message}.`);
     }
   }
