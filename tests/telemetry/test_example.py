@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from penstock.origin import app
+from penstock.origin import app, streams
 from penstock.testing import serve
 from tests.client.peers import free_port
 
@@ -32,7 +32,8 @@ async def run(url: str) -> tuple[int | None, str, str]:
     return process.returncode, out.decode(), err.decode()
 
 
-async def test_each_attempt_is_a_span_and_the_metrics_add_up(tmp_path: Path) -> None:
+async def test_each_attempt_is_a_span_and_the_metrics_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "RETRY_MS", 0)
     async with serve(app(tmp_path)) as url:
         code, out, err = await run(url)
     assert (code, err) == (0, "")

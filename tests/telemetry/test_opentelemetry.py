@@ -4,16 +4,11 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from opentelemetry import baggage, context, trace
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind, StatusCode
 
@@ -21,62 +16,15 @@ import penstock
 from penstock import AsyncClient, ConcurrencyLimit
 from penstock.client.request import Request, Send
 from penstock.client.response import Response
-from penstock.telemetry.opentelemetry import Tracing, redacted, shown
+from penstock.telemetry.opentelemetry import Tracing
+from penstock.telemetry.opentelemetry.client import redacted, shown
 from penstock.testing import close, pause, reset, script, wait_request
 from tests.client.peers import SSE, answer, chunked, counting, fields_of, free_port, once, retries, until
+from tests.telemetry.recorded import Telemetry, attributes
 
 pytestmark = pytest.mark.anyio
 
 LAST = "Connection: close"  # so that the next request does not meet a connection that is being closed
-
-
-@dataclass
-class Telemetry:
-    """Real providers that keep what they are given."""
-
-    tracers: TracerProvider
-    spans: InMemorySpanExporter
-    meters: MeterProvider
-    reader: InMemoryMetricReader
-
-    def tracing(self, *, propagate: bool = True) -> Tracing:
-        return Tracing(self.tracers, self.meters, propagate)
-
-    @property
-    def ended(self) -> list[ReadableSpan]:
-        """The spans that have ended, in the order of their ends."""
-        return list(self.spans.get_finished_spans())
-
-    @property
-    def only(self) -> ReadableSpan:
-        (span,) = self.ended
-        return span
-
-    def points(self, name: str) -> list[HistogramDataPoint]:
-        data = self.reader.get_metrics_data()
-        found: list[HistogramDataPoint] = []
-        for resource in data.resource_metrics if data else ():
-            for scope in resource.scope_metrics:
-                assert scope.scope.name == "penstock"
-                for metric in scope.metrics:
-                    if metric.name == name:
-                        assert metric.unit == "s"
-                        found += [point for point in metric.data.data_points if isinstance(point, HistogramDataPoint)]
-        return found
-
-
-@pytest.fixture
-def telemetry() -> Iterator[Telemetry]:
-    spans, reader = InMemorySpanExporter(), InMemoryMetricReader()
-    tracers, meters = TracerProvider(shutdown_on_exit=False), MeterProvider([reader], shutdown_on_exit=False)
-    tracers.add_span_processor(SimpleSpanProcessor(spans))
-    yield Telemetry(tracers, spans, meters, reader)
-    tracers.shutdown()
-    meters.shutdown()
-
-
-def attributes(span: ReadableSpan) -> dict[str, Any]:
-    return dict(span.attributes or {})
 
 
 def exception_of(span: ReadableSpan) -> dict[str, Any]:

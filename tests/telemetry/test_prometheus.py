@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import penstock
 from penstock import AsyncClient, Breaker
-from penstock.origin import app
+from penstock.origin import app, streams
 from penstock.telemetry.prometheus import COUNTERS, GAPS, Collector
 from penstock.testing import close, reset, script, serve, wait_request
 from tests.client.peers import SSE, answer, chunked, counting, free_port, once, retries
@@ -54,7 +54,8 @@ def counts(samples: Samples, name: str) -> dict[Labels, float]:
 # -- counters
 
 
-async def test_the_counters_are_the_clients_metrics(tmp_path: Path) -> None:
+async def test_the_counters_are_the_clients_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "RETRY_MS", 0)
     async with (
         serve(app(tmp_path)) as url,
         AsyncClient(url, name="answers", retry=retries(9)) as client,

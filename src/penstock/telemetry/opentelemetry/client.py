@@ -18,6 +18,9 @@ failed in the body           ERROR        the same; the status where it is 400 a
 cancelled by the caller      as its status says: a reader who leaves is no error
 ===========================  ===========  =====================================
 
+A request that is relayed is told without its query, which is its reader's own, and its reader's trace context gives way
+to the attempt's: the span that the reader's is the parent of stands between them.
+
 Source: OpenTelemetry, Semantic Conventions for HTTP spans and HTTP metrics
 """
 
@@ -30,19 +33,13 @@ from importlib.metadata import version
 from typing import TypeAlias
 from urllib.parse import unquote
 
+from opentelemetry import metrics, trace
+from opentelemetry.propagate import get_global_textmap, inject
+
 from penstock.client import seam
 from penstock.client.request import Request, Send
 from penstock.client.response import Response
 from penstock.telemetry.attempt import Outcome, known_method, watched
-
-try:
-    from opentelemetry import metrics, trace
-    from opentelemetry.propagate import inject
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        f"penstock.telemetry.opentelemetry needs OpenTelemetry's API ({error}): pip install 'penstock[opentelemetry]'",
-        name=error.name,
-    ) from None
 
 Attributes: TypeAlias = dict[str, str | int | float]
 
@@ -92,7 +89,7 @@ class Tracing:
         tracer_provider: Where spans go; the global provider by default.
         meter_provider: Where measurements go; the global provider by default.
         propagate: Whether the request carries the span's context (``traceparent``, as the global propagator writes it).
-            A request that has a ``traceparent`` keeps it, and is given nothing.
+            A request that has a ``traceparent`` keeps it, and is given nothing, unless it is relayed.
     """
 
     def __init__(
@@ -149,7 +146,7 @@ class Tracing:
 
 
 def _asked(request: Request, method: str) -> Attributes:
-    about: Attributes = {"url.full": shown(request.url)}
+    about: Attributes = {"url.full": shown(_full(request))}
     if method != request.method:
         about["http.request.method_original"] = request.method
     if request.attempt > 1:
@@ -166,7 +163,7 @@ def _answered(outcome: Outcome) -> Attributes:
     if outcome.status is not None and outcome.status >= 400:
         about["error.type"] = str(outcome.status)
     elif outcome.error is not None:
-        about["error.type"] = _name_of(outcome.error)
+        about["error.type"] = name_of(outcome.error)
     return about
 
 
@@ -188,6 +185,14 @@ def _finish(span: trace.Span, request: Request, outcome: Outcome, answered: Attr
         span.set_status(trace.StatusCode.ERROR)
 
 
+def _full(request: Request) -> str:
+    """The URL that is asked for; of a relayed request without the query."""
+    if request.target is None:
+        return request.url
+    path = request.target.decode("latin-1").partition("?")[0]
+    return seam.origin_of(request.url) + path if path.startswith("/") else request.url
+
+
 def shown(url: str) -> str:
     """The URL as it may be stored: credentials, and the values of parameters that hold secrets, are replaced."""
     bare = seam.shown(url)
@@ -205,8 +210,11 @@ def _named_only(parameter: re.Match[str]) -> str:
 
 
 def _carrying_context(request: Request) -> Request:
-    """The request with the current context in its headers; as it is where it carries one already."""
-    if request.has_header("traceparent"):
+    """The request with the current context in its headers; as it is where it carries one of its sender's."""
+    if request.exact:  # what it carries is of the reader that it is relayed for
+        ours = get_global_textmap().fields
+        request = replace(request, headers=tuple(pair for pair in request.headers if pair[0].lower() not in ours))
+    elif request.has_header("traceparent"):
         return request
     carrier: dict[str, str] = {}
     inject(carrier)
@@ -229,6 +237,7 @@ def _place(url: str) -> tuple[str, str]:
     return seam.origin_of(url), unquote(rest[at:].partition("#")[0]).lstrip("/")
 
 
-def _name_of(error: Exception) -> str:
+def name_of(error: Exception) -> str:
+    """Its class, fully qualified, as error.type has it."""
     kind = type(error)
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
