@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import tempfile
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from penstock.eventlog.base import DEFAULT_RETENTION, EventLog, Promise, Retention
@@ -17,8 +20,12 @@ from penstock.eventlog.memory import MemoryLog
 from penstock.eventlog.sqlite import SqliteLog
 from penstock.testing import EVENT_LOG_CHECKS, FakeClock, LogBench, check_event_log
 from penstock.testing.event_log import Benches, Check, check_replay
+from tests.eventlog.redis_server import needs_redis, running, running_cluster
 
 NOON = 1_700_000_000.0
+FLIGHT = 0.1  # of a second: what passes in Redis, whose clock is not ours to move, for each second of a check
+PASSING = {"a_lease_that_runs_out", "a_lease_that_is_renewed", "a_crash", "forgets_by_age"}
+STANDING_STILL = {"a_lease_that_runs_out"}
 
 
 @contextlib.asynccontextmanager
@@ -50,11 +57,65 @@ async def sqlite() -> AsyncIterator[LogBench]:
         yield LogBench(make, advance, lease=15.0)
 
 
-BACKENDS: list[Benches] = [memory, sqlite]
+def redis_at(url: str, check: str) -> Benches:
+    """Logs under a prefix of their own, and Redis's own time; where it is to be too long for them, they stand still."""
+    from penstock.eventlog.redis import RedisLog
+
+    lease = 300.0 if check not in PASSING else 10.0 if check == "forgets_by_age" else 20.0
+
+    @contextlib.asynccontextmanager
+    async def bench() -> AsyncIterator[LogBench]:
+        prefix = secrets.token_hex(4)
+
+        def make(*, retention: Retention = DEFAULT_RETENTION) -> EventLog:
+            aged = replace(retention, age=retention.age * FLIGHT)
+            return RedisLog(url, retention=aged, lease=lease * FLIGHT, prefix=prefix)
+
+        async def advance(seconds: float) -> None:
+            if check in STANDING_STILL:
+                time.sleep(seconds * FLIGHT)
+            else:
+                await asyncio.sleep(seconds * FLIGHT)
+
+        yield LogBench(make, advance, lease=lease)
+
+    return bench
+
+
+@pytest.fixture(scope="module")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with running(tmp_path_factory.mktemp("redis")) as server:
+        yield server.url
+
+
+@pytest.fixture(scope="module")
+def cluster_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with running_cluster(tmp_path_factory.mktemp("cluster")) as servers:
+        yield f"redis+cluster://127.0.0.1:{servers[0].port}"
+
+
+@pytest.fixture(
+    params=[
+        "memory",
+        "sqlite",
+        pytest.param("redis", marks=needs_redis),
+        pytest.param("cluster", marks=needs_redis),
+    ]
+)
+def backend(request: pytest.FixtureRequest) -> Benches:
+    check: str = getattr(request.node.callspec.params.get("check"), "__name__", "")
+    match request.param:
+        case "memory":
+            return memory
+        case "sqlite":
+            return sqlite
+        case "redis":
+            return redis_at(request.getfixturevalue("redis_url"), check)
+        case _:
+            return redis_at(request.getfixturevalue("cluster_url"), check)
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.__name__)
 @pytest.mark.parametrize("check", EVENT_LOG_CHECKS, ids=lambda check: check.__name__)
 async def test_keeps_the_contract(check: Check, backend: Benches) -> None:
     await check(backend)
@@ -65,8 +126,7 @@ async def test_the_suite_runs_as_one() -> None:
     await check_event_log(memory)
 
 
-@pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: backend.__name__)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     batches=st.lists(st.lists(st.binary(max_size=6), max_size=4), max_size=6),
     promise=st.sampled_from(["fast", "durable"]),

@@ -1,6 +1,6 @@
-"""A process that produces a stream in a SQLite log, and says on stdout what the log tells it.
+"""A process that produces a stream in a log, and says on stdout what the log tells it.
 
-python producer.py PATH ID LEASE
+python producer.py PATH|URL ID LEASE
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import sys
 
 from penstock.errors import ProducerLost
 from penstock.eventlog.base import State
+from penstock.eventlog.redis import RedisLog
 from penstock.eventlog.sqlite import SqliteLog
 
 
@@ -21,8 +22,8 @@ def record(number: int) -> bytes:
     return b"%d:" % number + b"x" * (number % 97)
 
 
-async def produce(path: str, id: str, lease: float) -> None:
-    async with SqliteLog(path, lease=lease) as log:
+async def produce(where: str, id: str, lease: float) -> None:
+    async with RedisLog(where, lease=lease) if "://" in where else SqliteLog(where, lease=lease) as log:
         stream, producer = await log.open("key", "owner", b"head", id=id)
         assert producer is not None
         producer.start()

@@ -8,6 +8,7 @@ import pytest
 
 from penstock.errors import LimitExceeded
 from penstock.eventlog.base import Producer, Retention, Stream
+from penstock.eventlog.live import BURST
 from penstock.eventlog.memory import OVERHEAD, STREAM_OVERHEAD, MemoryLog
 from penstock.testing import FakeClock
 
@@ -53,8 +54,30 @@ async def test_a_source_that_does_not_pause_is_bounded_all_the_same() -> None:
             for _ in range(5_000):
                 producer.append([b"x" * 100])
             assert producer.paused
-            assert log.held <= 50_000 * 2 + STREAM_OVERHEAD + 5_000
+            assert log.held <= 50_000 + BURST + STREAM_OVERHEAD + 5_000
             assert stream.earliest > 0
+
+
+@pytest.mark.parametrize("size", [100, 10_000, 3_000_000])
+async def test_whatever_comes_at_once_the_fastest_reader_misses_nothing(size: int) -> None:
+    """A log may be smaller than one read of the source's socket, or than one event."""
+    async with MemoryLog(retention=Retention(max_stream_bytes=20_000)) as log:
+        stream, producer = await opened(log)
+        sent: list[bytes] = []
+        got: list[bytes] = []
+        with stream.reader() as reader, stream.reader():
+            for turn in range(5):
+                at_once = [b"%d %d %b" % (turn, number, b"x" * size) for number in range(max(2, 100_000 // size))]
+                producer.append(at_once)
+                sent += at_once
+                assert producer.paused
+                late = b"%d late" % turn  # had been read of the socket
+                producer.append([late])
+                sent.append(late)
+                while producer.paused:
+                    got += (await reader.read()).records
+            got += (await reader.read()).records
+            assert got == sent
 
 
 async def test_what_is_forgotten_is_given_back() -> None:

@@ -1,6 +1,6 @@
 """One of several processes on one log: it opens keys, produces or reads what others produce, and checks what it reads.
 
-    python worker.py PATH SEED
+    python worker.py PATH|URL SEED
 
 It runs until it is killed, and says on stdout what is wrong; each stream's head tells how many records it will have.
 """
@@ -13,6 +13,7 @@ import sys
 
 from penstock.errors import PenstockError, ProducerLost
 from penstock.eventlog.base import Producer, State, Stream
+from penstock.eventlog.redis import RedisLog
 from penstock.eventlog.sqlite import SqliteLog
 
 KEYS = 6
@@ -53,7 +54,7 @@ async def read(stream: Stream, draw: random.Random) -> None:
             await stream.wait(after)
 
 
-async def work(path: str, seed: int) -> None:
+async def work(where: str, seed: int) -> None:
     draw = random.Random(seed)
 
     async def one() -> None:
@@ -71,7 +72,7 @@ async def work(path: str, seed: int) -> None:
             except PenstockError as error:
                 print(type(error).__name__, error, flush=True)
 
-    async with SqliteLog(path, lease=3.0) as log:
+    async with RedisLog(where, lease=3.0) if "://" in where else SqliteLog(where, lease=3.0) as log:
         print("ready", flush=True)
         await asyncio.gather(*(one() for _ in range(8)))
 

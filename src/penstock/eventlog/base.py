@@ -315,7 +315,7 @@ class Producer(ABC):
         appended_offset: Where that ends [bytes].
         stored_sequence: The sequence of the last record that is stored; the end's own once that is.
         paused: Whether the source should be stopped: the log or its backlog is full. What is appended all the same is
-            taken, up to as much again; then the oldest go.
+            taken, up to as much again (and half a MiB, which may have been on its way); then the oldest go.
         stop_requested: Whether somebody asked for a stop.
     """
 
@@ -421,6 +421,7 @@ class EventLog(ABC):
     Attributes:
         persistent: Whether what is stored outlives this process.
         shared: Whether other processes can be on the same store.
+        distributed: Whether processes of other machines can: they go on when all of this one's end.
         retention: How much is kept.
         trouble: Why nothing can be stored at the moment; None while all is well.
     """
@@ -428,6 +429,7 @@ class EventLog(ABC):
     trouble: StoreError | None
     persistent: bool
     shared: bool
+    distributed: bool = False
     retention: Retention
 
     @abstractmethod

@@ -17,6 +17,9 @@ from penstock.eventlog.reader import Reader
 
 Args = TypeVarTuple("Args")
 
+BURST = 512 * 1024
+"""Bytes that may still come of a source that has been paused: what had been read of its socket by then, and more."""
+
 
 class Pause(enum.Flag):
     """Why a source is to stop."""
@@ -42,6 +45,7 @@ class LiveStream(Stream, Producer):
         "_on_stop",
         "_on_stored",
         "_on_trouble",
+        "_paused_at",
         "_pauses",
         "_readers",
         "_storing",
@@ -58,6 +62,7 @@ class LiveStream(Stream, Producer):
         self.stored_sequence = 0
         self._lost = False
         self._pauses = Pause.NONE
+        self._paused_at = 0  # bytes that it held when it was paused for its readers
         # Made anew when somebody comes or leaves, so that a fan-out in progress is not disturbed.
         self._followers: tuple[Reader, ...] = ()
         self._readers: set[Reader] = set()
@@ -255,6 +260,16 @@ class LiveStream(Stream, Producer):
             self._pauses = left
             if left is Pause.NONE:
                 _tell(self._on_resume)
+
+    def _hold_back(self, held: int) -> None:
+        """Pause the source for the fastest reader, with so many bytes in the log."""
+        if Pause.READERS not in self._pauses:
+            self._paused_at = held
+            self._pause(Pause.READERS)
+
+    def _goes_on(self, held: int, limit: int) -> bool:
+        """Whether the source goes on although it was paused for the fastest reader, who then is waited for no more."""
+        return Pause.READERS in self._pauses and held > self._paused_at + max(limit, BURST)
 
     def _make_room(self) -> None:
         """Drop the oldest records of a log that is full, and pause or resume the source by what is left."""

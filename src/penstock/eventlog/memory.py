@@ -11,8 +11,8 @@ the log has room             the next slice
 the log is full              finished streams lose their records, those that ended first before the others
 …and nothing has finished,   the stream drops its oldest records, an eighth of what it holds at a time
 or the stream is full
-…and its fastest reader      the source is paused until the reader has moved on; if it goes on for as much again, the
-has not read them            records are dropped all the same
+…and its fastest reader      the source is paused until the reader has moved on, however much came at once; if it goes
+has not read them            on for as much again, and more than was on its way, they are dropped all the same
 ===========================  =====================================================================================
 """
 
@@ -363,11 +363,11 @@ class MemoryStream(LiveStream):
             limit = max(self._granted, self._log.first_slice)  # the log is full: what it has is what it may have
         cut = self._beyond(limit - limit // 8)
         fastest = self._fastest()
-        held_back = fastest is not None and fastest < cut and self._weight() <= 2 * limit
+        held_back = fastest is not None and fastest < cut and not self._goes_on(self._weight(), limit)
         self._drop(fastest if held_back and fastest is not None else cut)
         self._settle()
         if held_back and self._weight() > limit:
-            self._pause(Pause.READERS)
+            self._hold_back(self._weight())
         else:
             self._resume(Pause.READERS)
 

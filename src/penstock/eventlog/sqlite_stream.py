@@ -223,9 +223,9 @@ class SqliteStream(LiveStream):
             flush.starts.append((self._new_head, number))
         if self._end is not None:
             flush.ends.append((self._end.reason, self._end.detail, self._end.sequence - 1, self._end.offset, number))
-        if self.appended_offset - self._trimmed_offset > limit:
+        if (held := self.appended_offset - self._trimmed_offset) > limit:
             fastest = self._fastest()
-            if fastest is None or self.appended_offset - self._trimmed_offset > 2 * limit:
+            if fastest is None or self._goes_on(held, limit):
                 fastest = self.appended
             flush.trims.append((number, self.appended_offset - (limit - limit // 8), fastest))
         flush.full = flush.full or self.durable
@@ -270,7 +270,7 @@ class SqliteStream(LiveStream):
         fastest = self._fastest()
         behind = fastest is not None and fastest < self._stored_records
         if behind and self._stored_bytes() > self._log._stream_limit():
-            self._pause(Pause.READERS)
+            self._hold_back(self.appended_offset - self._trimmed_offset)
         else:
             self._resume(Pause.READERS)
         if records:
@@ -299,6 +299,10 @@ class SqliteStream(LiveStream):
         self._unstored.clear()
         self._unstored_bytes = 0
         self._end = None
+        # What was not stored is nobody's any more: who is behind reads up to there, and is told of the loss.
+        self.sequence, self.offset = self._stored_records, self._stored_offset
+        if self.ended is not None:
+            self.ended = End("producer_lost", b"", self.sequence + 1, self.offset)
         super()._lose()
 
 

@@ -429,6 +429,27 @@ async def _pauses_for_the_fastest_reader(benches: Benches) -> None:
         assert flow == ["pause", "resume"] * (len(flow) // 2)
 
 
+async def _holds_what_comes_at_once(benches: Benches) -> None:
+    """However much comes at once, and still comes of a source that was paused, the fastest reader misses nothing."""
+    async with _one(benches, Retention(max_stream_bytes=20_000)) as (_, log):
+        stream, producer = await _open(log)
+        sent: list[bytes] = []
+        got: list[bytes] = []
+        with stream.reader() as fast, stream.reader():
+            for round_ in range(3):
+                for records in ([b"%d %d %b" % (round_, number, b"x" * 1000) for number in range(100)], [b"late"]):
+                    producer.append(records)
+                    sent += records
+                    await producer.stored(producer.appended)
+                assert producer.paused
+                while producer.paused:
+                    got += (await fast.read(max_records=10)).records
+                    await asyncio.sleep(0)
+            while len(got) < len(sent):
+                got += (await fast.read()).records
+        assert got == sent
+
+
 async def _counts_its_readers(bench: LogBench, log: EventLog) -> None:
     """A producer knows how many read, in whatever process."""
     async with _more(bench, log) as other:
@@ -1005,6 +1026,7 @@ EVENT_LOG_CHECKS: tuple[Check, ...] = (
             _forgets_by_age,
             _bounds_the_number_of_streams,
             _pauses_for_the_fastest_reader,
+            _holds_what_comes_at_once,
             _pauses_for_a_reader_elsewhere,
             _a_crash,
             _closing_ends_what_runs,
