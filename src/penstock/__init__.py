@@ -65,8 +65,11 @@ from penstock.wire.terminator import Failure, Terminator
 if TYPE_CHECKING:
     from penstock.relay.app import Relay
     from penstock.relay.config import ConfigError
+    from penstock.relay.cors import Cors
     from penstock.relay.ends import StreamEnd
-    from penstock.relay.policy import Cors, HeaderRules, Match, OnDisconnect, OwnerFrom, Policy, RelayLimits
+    from penstock.relay.match import Match
+    from penstock.relay.policy import OnDisconnect, OwnerFrom, Policy, RelayLimits
+    from penstock.relay.rules import HeaderRules
 
 __all__ = [
     "AsyncClient",
@@ -158,9 +161,9 @@ __all__ = [
 
 _RELAY = {
     "ConfigError": "penstock.relay.config",
-    "Cors": "penstock.relay.policy",
-    "HeaderRules": "penstock.relay.policy",
-    "Match": "penstock.relay.policy",
+    "Cors": "penstock.relay.cors",
+    "HeaderRules": "penstock.relay.rules",
+    "Match": "penstock.relay.match",
     "OnDisconnect": "penstock.relay.policy",
     "OwnerFrom": "penstock.relay.policy",
     "Policy": "penstock.relay.policy",

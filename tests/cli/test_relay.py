@@ -31,9 +31,9 @@ def test_a_busy_port(run: Run) -> None:
     ("options", "says"),
     [
         ([], "write the UPSTREAM's URL, or --config FILE"),
-        (["http://x", "--workers", "2"], "several processes cannot share memory://: use sqlite:///FILE, or --store"),
+        (["http://x", "--workers", "2"], "several processes cannot share memory://: use sqlite:///FILE, redis"),
         (["http://x", "--store", "postgres://db"], "'postgres://db' is not a store: write none, memory://"),
-        (["http://x", "--store", "redis://user:s3cret@db"], "is not built yet: keep the streams in memory://"),
+        (["http://x", "--store", "redis://user:s3cret@db/0/0"], "'redis://db/0/0' names no Redis: write redis://HOST"),
         (["http://x", "--on-disconnect", "later"], "'later' is not what happens on a disconnect: write auto"),
         (["http://x", "--ids", "mine"], "'mine' is not one of auto, ours, upstream"),
         (["http://x", "--owner", "user"], "write header:NAME"),
@@ -41,6 +41,7 @@ def test_a_busy_port(run: Run) -> None:
         (["http://x?a=b"], "has a query or a fragment after it"),
         (["http://x", "--store", "none", "--ids", "ours"], "--ids: ids of ours would lead nowhere"),
         (["http://x", "--store", "none", "--on-disconnect", "grace:5s"], "--on-disconnect: nobody could come back"),
+        (["http://x", "--store", "none", "--early-headers"], "--early-headers: there is no stream to begin before"),
         (["http://x", "--store", "sqlite:///x.db", "--owner", "header:X-User"], "PENSTOCK_SECRET is not set in the"),
         (["http://x", "--listen", "127.0.0.1:81", "--admin-listen", "127.0.0.1:81"], "--admin-listen is what readers"),
         (
@@ -48,6 +49,7 @@ def test_a_busy_port(run: Run) -> None:
             "the operator's page shows one process, and there would be 2",
         ),
         (["--config", "any.toml", "--ids", "ours"], "--ids and --config do not go together"),
+        (["--config", "any.toml", "--early-headers"], "--early-headers and --config do not go together"),
     ],
 )
 def test_what_cannot_be_served_is_told_in_a_sentence(

@@ -10,11 +10,10 @@ from penstock.eventlog.base import Reason, Retention
 from penstock.eventlog.memory import MemoryLog
 from penstock.relay.answer import fields_of
 from penstock.relay.app import Relay
-from penstock.relay.ends import TOLD
-from penstock.relay.feed import Kind
+from penstock.relay.ends import TOLD, Kind
 from penstock.relay.head import Head
 from penstock.relay.headers import Raw
-from penstock.relay.marks import Place
+from penstock.relay.marks import LOST, Place
 from penstock.testing import serve
 from tests.relay.readers import fetch
 
@@ -52,7 +51,10 @@ async def test_a_producer_that_was_lost_is_told_by_whoever_answers(kind: Kind, h
         assert (answer.status, answer.whole) == (200, False)
         assert answer.plain.startswith(b"data: 1\n\ndata: 2\n\n" + said)
         if kind == "sse":
-            assert answer.ids == [str(Place(id_, 1, 3))]
+            assert answer.ids == [str(Place(id_, 1, LOST))]
+            for ahead in (3, 4, 10**6):  # what was sent and not stored may be as far as that
+                more = await fetch(url, f"/_penstock/streams/{id_}?after={Place(id_, 1, ahead)}")
+                assert (more.plain.startswith(said), more.ids, more.whole) == (True, answer.ids, False)
             assert (await fetch(url, f"/_penstock/streams/{id_}?after={answer.ids[0]}")).status == 204
         elif kind == "bytes":
             assert answer.body == b"data: 1\n\ndata: 2\n\n"

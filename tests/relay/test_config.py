@@ -18,9 +18,12 @@ from penstock.client.settings import Timeout
 from penstock.errors import PenstockError
 from penstock.eventlog.base import Retention
 from penstock.relay.config import Config, ConfigError, contradictions, describe, load, parse
+from penstock.relay.cors import Cors
 from penstock.relay.document import Items, Key, Names, Node, Table, Tables
 from penstock.relay.keys import FILE
-from penstock.relay.policy import PATIENCE, Cors, HeaderRules, Match, OnDisconnect, OwnerFrom, Policy, RelayLimits
+from penstock.relay.match import Match
+from penstock.relay.policy import PATIENCE, OnDisconnect, OwnerFrom, Policy, RelayLimits
+from penstock.relay.rules import HeaderRules
 from penstock.relay.store import Store
 from penstock.resilience.breaker import Breaker
 from penstock.resilience.retry import Retry
@@ -242,6 +245,8 @@ def test_one_mistake(text: str, told: str) -> None:
             UP + '[[routes]]\npath = "/a"\nlog = "none"\non_disconnect = "grace"',
             ["line 6: routes[0].on_disconnect: nob"],
         ),
+        ('store = "none"\n' + UP + "early_headers = true", ["line 4: defaults.early_headers: there is no stream to"]),
+        (UP + 'early_headers = true\n[[routes]]\npath = "/a"\nlog = "none"', []),
         ('store = "sqlite:///f"\n' + UP, ["line 2: defaults.owner: is missing"]),
         ('store = "sqlite:///f"\n' + UP + 'owner = "none"', []),
         ('store = "sqlite:///f"\n' + UP + 'log = "none"', []),
@@ -501,6 +506,8 @@ def test_what_a_relay_says_of_itself() -> None:
             ["keeps every answer,", "and is the last one cancels the upstream"],
         ),
         (UP + 'on_disconnect = "detach"', ["a reader that leaves leaves the upstream to run to its end"]),
+        (UP + "early_headers = true", ["a reader of events is answered at once, whatever the upstream will say"]),
+        (UP + 'early_headers = "2s"', ["a reader of events is answered after 2 s, whatever"]),
         ('[[routes]]\npath = "/a"\nupstream = "http://u.test"', ["everything else is answered with 404"]),
     ],
 )

@@ -145,7 +145,7 @@ async def test_a_reader_that_leaves_cancels_the_upstream_at_once(
                 assert await reader.chunk() == b"1"
             if reset:
                 reader.reset()
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(20):
             await felt.wait()
         await until(lambda: len(asyncio.all_tasks()) < 30)
     assert seen[0].opened == 1

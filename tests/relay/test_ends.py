@@ -113,3 +113,4 @@ def test_usage_is_found_where_it_is_and_nowhere_else(block: bytes, total: dict[s
 async def test_an_end_that_was_not_logged_has_no_records() -> None:
     end = StreamEnd("x", None, None, "done", "", 1, 2, 0.1, 0.2)
     assert await end.records() == []
+    assert await end.events() == []

@@ -5,7 +5,8 @@ import random
 import pytest
 
 from penstock.errors import LimitExceeded
-from penstock.relay.feed import Feed, Ids, Kind, feed_for
+from penstock.relay.ends import Kind
+from penstock.relay.feed import Feed, Ids, feed_for
 from penstock.relay.marks import Place
 from penstock.wire import sse
 from tests.relay.readers import plain
@@ -42,9 +43,11 @@ def splits(body: bytes) -> list[list[bytes]]:
 def test_blocks_go_on_byte_for_byte_but_for_the_id(ids: Ids, pieces: list[bytes]) -> None:
     records = fed(sse_feed(ids), *pieces)
     assert records == fed(sse_feed(ids), BODY)
-    assert plain(b"".join(records)) == BODY
     if ids == "upstream":
         assert b"".join(records) == BODY
+    else:  # behind an id, what dispatches nothing has no blank line
+        lines = BODY.replace(b"retry: 10\n\n", b"retry: 10\n").replace(b"3\r\n\r\n\n", b"3\r\n\r\n:\n")
+        assert plain(b"".join(records)) == lines
 
 
 def test_each_block_with_data_carries_the_sequence_of_its_record() -> None:
@@ -64,11 +67,23 @@ def test_auto_leaves_the_ids_of_an_upstream_that_has_its_own() -> None:
 
 def test_ours_takes_the_place_of_theirs_in_blocks_without_data_too() -> None:
     records = fed(sse_feed("ours"), b"id: 5\ndata: a\n\nid: 6\n\ndata: b\nid: 7\n\n")
-    assert plain(b"".join(records)) == b"data: a\n\n\ndata: b\n\n"
+    assert plain(b"".join(records)) == b"data: a\n\n:\ndata: b\n\n"
     decoder = sse.Decoder()
     ids = [Place.parse(event.id) for event in decoder.feed(b"".join(records))]
     assert ids == [Place(STREAM, 4, 1), Place(STREAM, 4, 3)]
     assert Place.parse(decoder.last_event_id) == Place(STREAM, 4, 3)
+
+
+def test_a_block_with_a_type_alone_keeps_its_blank_line_which_drops_the_type() -> None:
+    records = fed(sse_feed("ours"), b"data: a\n\nevent: x\nid: 3\n\ndata: b\n\n")
+    assert [event.type for event in sse.Decoder().feed(b"".join(records))] == ["message", "message"]
+    assert plain(b"".join(records)) == b"data: a\n\nevent: x\n\ndata: b\n\n"
+
+
+def test_auto_takes_the_place_of_the_ids_of_another_relay() -> None:
+    inner = b"id: %s\ndata: a\n\n" % str(Place("I" * 22, 1, 1)).encode()
+    (record,) = fed(sse_feed("auto"), inner)
+    assert Place.parse(sse.Decoder().feed(record)[0].id) == Place(STREAM, 4, 1)
 
 
 @pytest.mark.parametrize("mark", [b"\xef\xbb\xbf"])

@@ -6,15 +6,18 @@ import asyncio
 import gzip
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from penstock.eventlog.base import Retention
 from penstock.eventlog.memory import MemoryLog
+from penstock.eventlog.sqlite import SqliteLog
 from penstock.relay.app import Relay
 from penstock.relay.marks import Place
-from penstock.relay.policy import HeaderRules, OnDisconnect, OwnerFrom, Policy, RelayLimits
+from penstock.relay.policy import OnDisconnect, OwnerFrom, Policy, RelayLimits
+from penstock.relay.rules import HeaderRules
 from penstock.testing import serve
 from penstock.wire.terminator import PROFILES
 from tests.relay.peers import CHUNKED, LAST_CHUNK, Peer, Serve, chunk, response, until, upstream
@@ -728,12 +731,18 @@ async def test_what_was_evicted_is_told_and_never_skipped_in_silence(head: bytes
         assert told.plain == gap + b"".join(events[earliest:])
 
 
-async def test_the_source_waits_for_the_only_reader_however_small_the_log() -> None:
-    events = [b"data: %04d %b\n\n" % (number, b"x" * 5000) for number in range(2000)]
-    async with upstream(saying(*events)) as up, serve(relay := relayed(up.url, store=small())) as url:
+@pytest.mark.parametrize("store", ["memory", "sqlite"])
+@pytest.mark.parametrize("kept", [20_000, 400_000], ids=["less than one read of a socket", "more"])
+async def test_the_source_waits_for_the_fastest_reader_however_small_the_log(
+    store: str, kept: int, served: Serve, tmp_path: Path
+) -> None:
+    events = [b"data: %04d %b\n\n" % (number, b"x" * 5000) for number in range(1000)]
+    retention = Retention(max_stream_bytes=kept)
+    log = MemoryLog(retention=retention) if store == "memory" else SqliteLog(tmp_path / "log", retention=retention)
+    async with upstream(saying(*events)) as up, served(relay := relayed(up.url, store=log)) as url:
         async with asking(url, receive_buffer=8192) as slow:
             await slow.take_head()
-            await until(lambda: streams_of(relay).sessions[0].producer.paused)
+            await until(lambda: all(session.producer.paused for session in streams_of(relay).sessions))
             answer = await rest_of(slow)
             assert (answer.plain, answer.whole) == (b"".join(events), True)
         await settled(relay)
@@ -859,6 +868,16 @@ async def test_streams_that_a_stopping_relay_cuts_off_say_when_to_come_back() ->
         await call.cancelled()
         assert not rest.whole
         assert b"\nretry: " in rest.body
+
+
+async def test_a_stream_is_one_line_in_the_log_however_many_read_it(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "penstock.relay")
+    async with upstream(saying(*FIVE)) as up, serve(relay := relayed(up.url)) as url:
+        answer = await fetch(url, "/e?secret=1")
+        assert (await fetch(url, f"/_penstock/streams/{answer.stream}")).plain == b"".join(FIVE)
+        await settled(relay)
+        (line,) = (record.getMessage() for record in caplog.records if record.name == "penstock.relay")
+        assert line.startswith(f"stream {answer.stream}: done after 5 events, 45 bytes, ")
 
 
 async def test_no_task_stays_behind() -> None:

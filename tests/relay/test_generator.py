@@ -155,8 +155,9 @@ async def test_it_runs_once_for_who_begins_joins_and_comes_back(served: Serve) -
         assert (await fetch(url, "/run/2?finished=204")).status == 204
         assert (await fetch(url, "/run/2")).status == 404
         (end,) = host.ends
-        assert (end.reason, end.key, end.owner, end.events) == ("done", "1", "ann", 5)
+        assert (end.reason, end.key, end.owner, end.event_count) == ("done", "1", "ann", 5)
         assert len(await end.records()) == 5
+        assert [event.json() for event in await end.events()] == [{"n": n} for n in range(5)]
 
 
 async def test_a_stranger_neither_reads_nor_stops_it() -> None:

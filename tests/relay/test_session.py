@@ -81,7 +81,7 @@ async def test_a_whole_stream_is_done() -> None:
     usage = b'data: {"usage":{"total_tokens":3}}\n\n'
     await run.start(saying(EVENT, usage))
     end = await run.end()
-    assert (end.reason, end.detail, end.events, end.bytes) == ("done", "", 2, len(EVENT + usage))
+    assert (end.reason, end.detail, end.event_count, end.byte_count) == ("done", "", 2, len(EVENT + usage))
     assert (end.key, end.owner, end.usage) == ("key", "owner", {"total_tokens": 3})
     assert end.first_event is not None
     assert 0 <= end.first_event <= end.duration
@@ -93,7 +93,7 @@ async def test_a_source_that_breaks_is_an_error_and_a_reader_learns_no_addresses
     run = Run()
     await run.start(saying(EVENT, then=failing))
     end = await run.end()
-    assert (end.reason, end.detail, end.events) == ("error", "http://upstream: reset", 1)
+    assert (end.reason, end.detail, end.event_count) == ("error", "http://upstream: reset", 1)
     assert run.session.stream.ended is not None
     assert b"upstream:" not in run.session.stream.ended.detail
 
@@ -117,7 +117,7 @@ async def test_a_failure_before_the_head_is_told_to_who_waits() -> None:
     await run.start(source)
     with pytest.raises(ReadError):
         await run.session.opened
-    assert (await run.end()).events == 0
+    assert (await run.end()).event_count == 0
 
 
 @pytest.mark.parametrize("begun", [False, True])
@@ -259,7 +259,7 @@ async def test_an_event_that_is_too_long_is_an_error() -> None:
     run = Run(max_event_bytes=100)
     await run.start(saying(EVENT, b"data: " + b"x" * 200, then=for_ever))
     end = await run.end()
-    assert (end.reason, end.events) == ("error", 1)
+    assert (end.reason, end.event_count) == ("error", 1)
     assert "100 bytes" in end.detail
 
 

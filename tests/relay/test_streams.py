@@ -110,7 +110,7 @@ async def test_draining_waits_for_what_runs_and_no_longer_than_it_may() -> None:
 async def test_on_settled_hears_of_every_end_once() -> None:
     streams = Streams(MemoryLog())
     heard: list[str] = []
-    streams.on_settled = lambda end: heard.append(end.reason)
+    streams.on_settled.append(lambda end: heard.append(end.reason))
     mine = session()
     await streams.claim(mine, None, "")
     streams.start(mine, saying(b"data: x\n\n"))

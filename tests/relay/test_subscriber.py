@@ -13,7 +13,7 @@ from penstock.eventlog.base import Producer, Retention, Stream
 from penstock.eventlog.memory import MemoryLog
 from penstock.relay.answer import attended, give
 from penstock.relay.downstream import Downstream
-from penstock.relay.feed import Kind
+from penstock.relay.ends import Kind
 from penstock.relay.head import Head
 from penstock.testing import serve
 from tests.relay.peers import Serve, until

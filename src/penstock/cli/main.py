@@ -14,6 +14,7 @@ code  meaning
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import signal
 import sys
@@ -86,6 +87,10 @@ def main() -> None:
     if sys.platform != "win32":
         for signum in SIGNALS:  # all is told: whoever has not the patience for the rest need not wait
             signal.signal(signum, _at_once)
+    if not sys.warnoptions:
+        # Whatever is left dies with the process: to look through all that was imported once more would take it longer
+        # to end than most of what it does. Who asks for warnings gets those of the last look.
+        gc.freeze()
     sys.exit(code)
 
 

@@ -22,7 +22,8 @@ from penstock.relay.admin import Admin
 from penstock.relay.app import Relay, new_via
 from penstock.relay.config import LEAST_SECRET, Config, ConfigError, contradictions, describe, load
 from penstock.relay.keys import SECRET
-from penstock.relay.policy import PATIENCE, HeaderRules, OnDisconnect, OwnerFrom, Policy
+from penstock.relay.policy import PATIENCE, OnDisconnect, OwnerFrom, Policy
+from penstock.relay.rules import HeaderRules
 from penstock.relay.store import Store
 from penstock.relay.streams import Streams
 from penstock.server.listen import address, bind, bound_to, hold
@@ -66,6 +67,18 @@ def _read(make: Callable[[str], T]) -> Callable[[str | None], T | None]:
             raise typer.BadParameter(str(error)) from None
 
     return read
+
+
+def _telemetry(value: str | None) -> str | None:
+    """``otel``, with all that it takes."""
+    if _one_of("otel")(value) is not None:
+        try:
+            from penstock.telemetry.opentelemetry.environment import exporters
+
+            exporters()
+        except (ModuleNotFoundError, ValueError) as error:
+            raise typer.BadParameter(str(error)) from None
+    return value
 
 
 def _one_of(*allowed: str) -> Callable[[str | None], str | None]:
@@ -136,7 +149,10 @@ def relay(
         typer.Option(
             callback=_read(lambda text: Store(text).url),
             metavar="STORE",
-            help="Where streams are kept, for readers to come back to: memory://, sqlite:///FILE, or none. [default: memory://]",
+            help=(
+                "Where streams are kept, for readers to come back to: memory://, sqlite:///FILE, redis://HOST, or "
+                "none. [default: memory://]"
+            ),
         ),
     ] = None,
     on_disconnect: Annotated[
@@ -155,12 +171,27 @@ def relay(
             help="Whose ids the events carry: auto, ours or upstream. [default: auto]",
         ),
     ] = None,
+    early_headers: Annotated[
+        bool,
+        typer.Option(
+            "--early-headers",
+            help="Answer whoever asks for events before the upstream does, and tell its failures in the stream.",
+        ),
+    ] = False,
     owner: Annotated[
         str | None,
         typer.Option(
             callback=_read(lambda text: str(OwnerFrom.parse(text) or "none")),
             metavar="OWNER",
             help="Who may read a stream again: header:NAME, cookie:NAME, or none: whoever has its id. [default: none]",
+        ),
+    ] = None,
+    telemetry: Annotated[
+        str | None,
+        typer.Option(
+            callback=_telemetry,
+            metavar="otel",
+            help="Send spans and measurements, as the OTEL_ environment says: docs/telemetry.md.",
         ),
     ] = None,
     workers: Annotated[
@@ -192,6 +223,7 @@ def relay(
         "--timeout-between": timeout_between,
         "--on-disconnect": on_disconnect,
         "--ids": ids,
+        "--early-headers": early_headers or None,
         "--owner": owner,
     }
     said: dict[str, Any] = {key: value for key, value in of_all.items() if value is not None}
@@ -217,6 +249,7 @@ def relay(
                 timeout=_with(PATIENCE, timeout),
                 on_disconnect=OnDisconnect.parse(on_disconnect or "auto"),
                 ids=ids or "auto",  # type: ignore[arg-type]  # checked when it was read
+                early_headers=0.0 if early_headers else None,
                 owner=OwnerFrom.parse(owner or "none"),
                 request_headers=HeaderRules(options.headers(header or [])),
             )
@@ -231,7 +264,7 @@ def relay(
     if check_config:
         _describe(settings, as_json=json)
         return 0
-    return _serve(settings, as_json=json)
+    return _serve(settings, telemetry=telemetry is not None, as_json=json)
 
 
 # -- what is meant ----------------------------------------------------------------------------------------------------
@@ -256,10 +289,8 @@ def _refusals(config: Config, over_file: dict[str, Any] | None) -> Iterator[str]
         config: What was read.
         over_file: The options that took the place of what a file says; None without a file.
     """
-    if config.store.kind == "redis":
-        yield f"{config.store} is not built yet: keep the streams in memory:// or sqlite:///FILE"
     if config.workers > 1 and config.store.kind == "memory":
-        yield "several processes cannot share memory://: use sqlite:///FILE, or --store none"
+        yield "several processes cannot share memory://: use sqlite:///FILE, redis://HOST, or --store none"
     if config.workers > 1 and config.admin_listen is not None:
         yield (
             f"the operator's page shows one process, and there would be {config.workers}: leave --admin-listen or "
@@ -313,17 +344,23 @@ def _summary(config: Config) -> dict[str, Any]:
 # -- serving ----------------------------------------------------------------------------------------------------------
 
 
-def _serve(config: Config, *, as_json: bool) -> int:
-    new_relay = partial(Relay.configured, config, via=new_via())
-    app = new_relay()  # before anything is bound: what cannot be served is told
+def _serve(config: Config, *, telemetry: bool, as_json: bool) -> int:
     shared = config.workers > 1
+    new_relay = partial(_new_relay, config, new_via())
+    # Before anything is bound: what cannot be served is told. Where there are workers, it is they who tell of requests.
+    app = new_relay(telemetry=telemetry and not shared)
     host, port = options.listen(config.listen)
     sock = hold(host, port) if shared else bind(host, port)
     banner = _Banner(config, None if config.default is None else app.upstream, as_json=as_json)
     if shared:
         return run_server(
             supervise(
-                new_relay, sock, workers=config.workers, grace=config.grace, run=run_server, on_listening=banner.tell
+                partial(new_relay, telemetry=telemetry),
+                sock,
+                workers=config.workers,
+                grace=config.grace,
+                run=run_server,
+                on_listening=banner.tell,
             )
         )
     if config.admin_listen is None:
@@ -351,6 +388,17 @@ def _serve(config: Config, *, as_json: bool) -> int:
             return await serve(app, sock, grace=config.grace, on_listening=banner.tell)
 
     return run_server(both())
+
+
+def _new_relay(config: Config, via: str, *, telemetry: bool) -> Relay:
+    relay = Relay.configured(config, via=via)
+    if telemetry:
+        from penstock.telemetry.opentelemetry import instrument_relay
+        from penstock.telemetry.opentelemetry.environment import set_up
+
+        set_up()
+        instrument_relay(relay)
+    return relay
 
 
 @dataclass

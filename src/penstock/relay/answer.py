@@ -7,7 +7,8 @@ runs, or has more than the cursor   its head, what follows the cursor, and what 
 has ended *done*, all is known      204: there is nothing more, and an EventSource stops asking
 has ended otherwise                 its head, the terminal event if the reader lacks it, and a broken end
 was evicted up to the cursor        to who takes events a gap is told, then what is left; to others 410
-is not as long as the offset        416; or, once it has ended, as if all were known
+is not as long as the offset        416; where it is produced elsewhere, what comes there;
+                                    once it has ended, as if all were known
 ==================================  =========================================================================
 """
 
@@ -19,13 +20,14 @@ from contextlib import asynccontextmanager
 import anyio
 
 from penstock.errors import PenstockError, ReplayGap, StreamGone
-from penstock.eventlog.base import End, Page, Stream
+from penstock.eventlog.base import End, Page, Producer, Stream
 from penstock.eventlog.reader import Reader
 from penstock.relay.downstream import Downstream
 from penstock.relay.ends import TOLD, said, spoken_in
+from penstock.relay.handover import Handover, send_away
 from penstock.relay.head import Head
 from penstock.relay.headers import Raw
-from penstock.relay.marks import Place
+from penstock.relay.marks import LOST, Place
 from penstock.relay.session import Session
 from penstock.relay.subscriber import StreamBroken, Subscriber
 
@@ -53,11 +55,13 @@ async def attended(downstream: Downstream, session: Session | None = None) -> As
         await downstream.dismiss()
 
 
-def fields_of(stream: Stream, head: Head, root: str = "") -> Raw:
-    """The fields of a logged stream's answer: the upstream's, and how to come back."""
+def fields_of(stream: Stream, head: Head, root: str = "", *, kept: bool = True) -> Raw:
+    """The fields of a logged stream's answer: the upstream's, and how to come back to one that is kept."""
     names = {name for name, _ in head.headers}
-    ours: Raw = [(STREAM_FIELD, stream.id.encode()), (b"cache-control", b"no-store, no-transform")]
-    if b"location" not in names:
+    ours: Raw = [(b"cache-control", b"no-store, no-transform")]
+    if kept:
+        ours.append((STREAM_FIELD, stream.id.encode()))
+    if kept and b"location" not in names:
         ours.append((b"location", f"{root}{PATH}{stream.id}".encode()))
     if head.kind != "bytes":
         ours.append((b"x-content-type-options", b"nosniff"))
@@ -74,6 +78,8 @@ async def give(
     more_headers: Raw,
     root: str = "",
     keep_alive: float = 15.0,
+    handover: Handover | None = None,
+    kept: bool = True,
 ) -> None:
     """Answer a reader with a stream, from its place on, to the stream's end.
 
@@ -85,11 +91,14 @@ async def give(
         more_headers: Fields to set on the answer, in the place of the stream's own of the same name.
         root: The path that the reader finds us at.
         keep_alive: Seconds of silence after which an event stream's reader is sent a comment; 0 never.
+        handover: What sends it to another relay when this one drains.
+        kept: Whether it can come back to the stream, and so is told how.
     Raises:
         PenstockError: The stream did not end well, or cannot be read to its end. It is for the server to see, so that
             the answer cannot look whole.
     """
     stream, after = reader.stream, reader.cursor
+    downstream.stream = stream
     first: Page | ReplayGap
     try:
         first = await reader.read()
@@ -98,6 +107,7 @@ async def give(
         return
     except ReplayGap as missed:
         if head.kind != "sse" or not downstream.takes_events:
+            downstream.gaps += 1
             await downstream.refuse(410, "what was asked for is no longer kept", more={"earliest": missed.earliest})
             return
         first = missed
@@ -106,22 +116,29 @@ async def give(
             await downstream.start(204, [(STREAM_FIELD, stream.id.encode()), *more_headers])
             await downstream.finish()
             return
-        if offset is not None and first.end is None and first.offset < offset:
+        # Of what is produced elsewhere, its reader may have been sent more than is stored yet: it comes.
+        here = isinstance(stream, Producer)
+        if offset is not None and here and first.end is None and first.offset < offset:
             await downstream.refuse(416, "the stream has not come so far", more={"offset": first.offset})
             return
     ours = {name for name, _ in more_headers}
-    fields = [pair for pair in fields_of(stream, head, root) if pair[0] not in ours]
+    fields = [pair for pair in fields_of(stream, head, root, kept=kept) if pair[0] not in ours]
     status, place = (head.status, []) if offset is None else _from_offset(stream, head, offset)
     await downstream.start(status, fields + place + more_headers)
     if downstream.head_only:
         await downstream.finish()
         return
+    reading = Subscriber(reader, downstream, head.kind, keep_alive=keep_alive).run(first)
+    moves = handover is not None and head.kind == "sse" and downstream.comes_back
     try:
-        end = await Subscriber(reader, downstream, head.kind, keep_alive=keep_alive).run(first)
+        end = await (handover.offered(reading) if handover is not None and moves else reading)
     except PenstockError as error:
         await downstream.break_off(str(error))
         raise
-    await _finish(stream, head, downstream, end)
+    if end is None:
+        await send_away(reader, downstream)
+    else:
+        await _finish(stream, head, downstream, end)
 
 
 def _from_offset(stream: Stream, head: Head, offset: int) -> tuple[int, Raw]:
@@ -142,7 +159,7 @@ async def _finish(stream: Stream, head: Head, downstream: Downstream, end: End) 
         dialect = "ndjson" if head.kind == "ndjson" else head.dialect or spoken_in(head.headers) or "penstock"
         told = said(dialect, end.reason, "the stream was lost with the process that produced it")
         if head.kind == "sse":
-            told = f"id: {Place(stream.id, stream.epoch, end.sequence)}\n".encode() + told
+            told = f"id: {Place(stream.id, stream.epoch, LOST)}\n".encode() + told
     if told:
         await downstream.write(told)
     reason = f"stream {stream.id} ended as {end.reason}"
@@ -154,4 +171,6 @@ def _nothing_follows(page: Page, after: int) -> bool:
     end = page.end
     if end is None or page.records:
         return False
-    return end.reason == "done" or after >= end.sequence or end.detail == TOLD
+    # Of a stream that was lost a reader may have more than what is left, and has yet to be told.
+    last = LOST if end.reason == "producer_lost" else end.sequence
+    return end.reason == "done" or after >= last or end.detail == TOLD

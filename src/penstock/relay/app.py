@@ -1,42 +1,38 @@
-"""Relay: a transparent gateway as an ASGI app, and `forward` for routes of one's own."""
+"""Relay: a transparent gateway as an ASGI app, and the verbs for routes of one's own."""
 
 from __future__ import annotations
 
 import hashlib
-import json as jsonlib
 import os
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any, Self
-from urllib.parse import urlsplit
+from typing import Self
 
 from starlette.requests import Request
-from starlette.responses import Response as StarletteResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from penstock.client.request import Middleware
 from penstock.client.settings import Limits, Timeout
 from penstock.eventlog.base import EventLog
 from penstock.relay.config import Config, load
-from penstock.relay.cors import allowed, exposed, preflight
-from penstock.relay.downstream import Downstream, problem
-from penstock.relay.ends import Dialect
+from penstock.relay.cors import Cors, allowed, exposed, preflight
+from penstock.relay.downstream import Downstream, OnAsked, problem
 from penstock.relay.exchange import carry
 from penstock.relay.gateway import Gate
-from penstock.relay.generator import Encoding, Factory, generated
-from penstock.relay.headers import Raw, Refused, body_length, framing, settable, with_set
-from penstock.relay.policy import PATIENCE, Cors, HeaderRules, OwnerFrom, Policy, segments
+from penstock.relay.headers import Refused, settable
+from penstock.relay.match import segments
+from penstock.relay.policy import PATIENCE, OwnerFrom, Policy
 from penstock.relay.public import ROOT, serve_own
 from penstock.relay.route import NO_WEBSOCKET, Route
-from penstock.relay.session import OnEnd, Session
+from penstock.relay.rules import HeaderRules
 from penstock.relay.store import Store
-from penstock.relay.streams import IfRunning, Streams
-from penstock.relay.upstream import Outgoing, target_of
-from penstock.wire import headers as fields
+from penstock.relay.streams import OnSettled, Streams
+from penstock.relay.verbs import Verbs
 
 
-class Relay:
+class Relay(Verbs):
     """Passes requests on to one upstream and streams the answers back, each chunk as it comes.
 
     As an ASGI app it is a transparent gateway: method, path, query, fields and body go on as they came. In a route of
@@ -49,7 +45,8 @@ class Relay:
         limits: Of the connections to the upstream.
         via: The relay's name in Via, by which it knows a request that comes back to it: the same in all processes of
             one relay. Made up where none is given.
-        store: Where streams are kept so that readers can come back: "memory://", "sqlite:///FILE", or None.
+        store: Where streams are kept so that readers can come back: "memory://", "sqlite:///FILE", "redis://HOST", or
+            None.
         policy: What is decided for every request but its upstream; the other arguments take the place of its own.
         routes: Policies that come before it, for the requests that they match.
         secret: Keys the hash of what a gateway's owners are told apart by. Made up where none is given: owners are then
@@ -106,7 +103,12 @@ class Relay:
             raise ValueError(f"the owners in {config.store} outlive the process: configure a secret to hash them with")
         self = cls.__new__(cls)
         self._assemble(
-            config.routes, config.default, via, None, config.secret or b"", lambda: config.store.log(config.retention)
+            config.routes,
+            config.default,
+            via,
+            None,
+            config.secret or b"",
+            lambda: config.store.log(config.retention, config.lease),
         )
         return self
 
@@ -131,11 +133,17 @@ class Relay:
         self._operator: Cors | None = None
         self._draining = False
         self._new_log = new_log
+        self._on_asked: list[OnAsked] = []
+        self._on_settled: list[OnSettled] = []
         self._gate = self._new_gate()
 
     def _new_gate(self) -> Gate | None:
         log = self._new_log()
-        return None if log is None else Gate(Streams(log), self.routes[-1].policy)
+        if log is None:
+            return None
+        streams = Streams(log)
+        streams.on_asked, streams.on_settled = self._on_asked, self._on_settled  # whoever is told outlives them
+        return Gate(streams, self.routes[-1])
 
     @property
     def upstream(self) -> str:
@@ -159,6 +167,26 @@ class Relay:
             origins: As browsers write them, ``http://127.0.0.1:9090``.
         """
         self._operator = Cors(origins, headers=("authorization",))
+
+    def use(self, *middleware: Middleware) -> Self:
+        """Add middleware around every attempt at an upstream, as `AsyncClient.use` does."""
+        for route in self.routes:
+            route.client.use(*middleware)
+        return self
+
+    def watch(self, *, asked: OnAsked | None = None, settled: OnSettled | None = None) -> Self:
+        """Be told of what begins and ends here; of nothing in between.
+
+        Args:
+            asked: Called with each request of a reader's, before anything is done for it. What it returns is called
+                with the answer once that is over, and with what broke it off.
+            settled: Called with each kept stream's end, in the context of the request that began it.
+        """
+        if asked is not None:
+            self._on_asked.append(asked)
+        if settled is not None:
+            self._on_settled.append(settled)
+        return self
 
     @property
     def kept(self) -> Streams | None:
@@ -186,8 +214,9 @@ class Relay:
     async def drain(self, grace: float) -> None:
         """Begin no new stream, answer 503 at ``/_penstock/ready``, and let the streams that run come to their end.
 
-        `penstock relay` does it at the first SIGTERM, with the listener still open for resumes and probes. Elsewhere it
-        is for the host to call, before it stops its server.
+        Those that have not by then are stopped, and their readers told to come back. `penstock relay` does it at the
+        first SIGTERM, with the listener still open for resumes and probes. Elsewhere it is for the host to call, before
+        it stops its server.
 
         Args:
             grace: Seconds that they have.
@@ -195,6 +224,7 @@ class Relay:
         self._draining = True
         if self._gate is not None:
             await self._gate.streams.drain(grace)
+            await self._gate.streams.stop_all()
 
     # -- a gateway -----------------------------------------------------------------------------------------------
 
@@ -211,9 +241,11 @@ class Relay:
             await send({"type": "websocket.close", "code": 1003, "reason": NO_WEBSOCKET})
 
     async def _gateway(self, request: Request, receive: Receive, send: Send) -> None:
-        async with Downstream(request, receive, send) as downstream:
+        async with Downstream(request, receive, send, self._on_asked) as downstream:
             gate = self._gate
             route = self._route_of(request)
+            if route is not None and route is not self._default:
+                downstream.route = route.policy.match.path
             if await self._preflighted(request, route, downstream) or await self._about_us(request, downstream):
                 return
             if route is None:
@@ -221,7 +253,7 @@ class Relay:
                 return
             downstream.max_body_bytes = route.policy.limits.max_body_bytes
             owner = self._owner(request, route.policy.owner)
-            if gate is not None and await gate.resumed(request, downstream, owner):
+            if gate is not None and await gate.resumed(request, downstream, owner, route=route):
                 return
             try:
                 outgoing = route.passed_on(request)
@@ -306,178 +338,6 @@ class Relay:
             await receive()
         await send({"type": "lifespan.shutdown.complete"})
 
-    # -- a route of one's own ------------------------------------------------------------------------------------
-
-    async def forward(
-        self,
-        request: Request,
-        method: str | None = None,
-        path: str | None = None,
-        *,
-        json: Any = None,
-        content: bytes | None = None,
-        headers: Mapping[str, str] | None = None,
-        pass_headers: Iterable[str] = ("accept", "content-type", "last-event-id"),
-        key: str | None = None,
-        owner: str | None = None,
-        if_running: IfRunning = "join",
-        on_end: OnEnd | None = None,
-    ) -> StarletteResponse:
-        """Answer a route's request with the upstream's stream.
-
-        What is returned opens the upstream when the server sends it. Without a store a reader that leaves cancels the
-        upstream, before its first byte as well as after; with one, that is for `on_disconnect` to say.
-
-        Args:
-            request: The route's own request.
-            method: The upstream's method; the request's own by default.
-            path: Path and query at the upstream; the request's own by default.
-            json: A body as JSON.
-            content: A body as bytes. Without either the request's own body goes on as it comes.
-            headers: Set on the request to the upstream, beside the relay's own.
-            pass_headers: Which of the caller's fields go on; no others do.
-            key: What the owner calls the stream: it can be found, joined and stopped by it. Needs a store.
-            owner: Whose the stream is; nobody else can read or stop it.
-            if_running: With a stream of that key running: "join" it, answer 409 ("conflict"), or "replace" it.
-            on_end: Called once with the `StreamEnd`, at whatever end of a stream that is kept.
-        """
-        more = with_set(self._own.headers, settable(headers or {}))
-        own: bytes | None = content
-        if json is not None:
-            own = jsonlib.dumps(json, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
-            more = with_set([(b"content-type", b"application/json")], more)
-        try:
-            length = body_length(request.scope["headers"]) if own is None else len(own)
-        except Refused as refused:
-            body = problem(refused.status, refused.reason)
-            return StarletteResponse(body, refused.status, media_type="application/problem+json")
-        wanted = {name.lower().encode() for name in pass_headers} - {b"host", b"content-length", b"expect"}
-        passed = [pair for pair in fields.end_to_end(request.scope["headers"]) if pair[0] in wanted]
-        outgoing = Outgoing(
-            (method or request.method).upper(),
-            self.upstream,
-            self._route_target(request, path),
-            [
-                *with_set([(b"host", self._own.host.encode()), *passed], more),
-                *framing(length, always=own is not None),
-            ],
-            has_body=length != 0,
-            root=request.scope.get("root_path", ""),
-        )
-
-        async def answer(request: Request, downstream: Downstream, more_headers: Raw) -> None:
-            gate = self._gate
-            if gate is None:
-                rules = self._own.policy.response_headers
-                await carry(self._own.client, outgoing, downstream, rules=rules, more_headers=more_headers)
-            elif not await gate.resumed(request, downstream, owner, key=key):
-                await gate.forward(
-                    request,
-                    self._own,
-                    outgoing,
-                    downstream,
-                    owner=owner,
-                    key=key,
-                    if_running=if_running,
-                    on_end=on_end,
-                    more_headers=more_headers,
-                )
-
-        if key is not None:
-            self._kept()
-        return _Answer(answer, request, own)
-
-    async def stream(
-        self,
-        request: Request,
-        factory: Factory,
-        *,
-        key: str | None = None,
-        owner: str | None = None,
-        if_running: IfRunning = "join",
-        on_end: OnEnd | None = None,
-        encoding: Encoding = "sse",
-        dialect: Dialect | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> StarletteResponse:
-        """Answer a route's request with a generator of one's own, made resumable.
-
-        The generator runs once per stream, apart from the request: it is not run again for a reader that joins or comes
-        back, and goes on when one leaves, as `on_disconnect` says.
-
-        Args:
-            request: The route's own request.
-            factory: Called without arguments, once; gives the items, as an iterable or an async iterable. A string, a
-                dict, a pydantic model or an `Event` is one event's data; bytes are wire bytes as they stand.
-            key: What the owner calls the stream: it can be found, joined and stopped by it.
-            owner: Whose the stream is; nobody else can read or stop it.
-            if_running: With a stream of that key running: "join" it, answer 409 ("conflict"), or "replace" it.
-            on_end: Called once with the `StreamEnd`, at whatever end.
-            encoding: "sse" for events, "ndjson" for lines, "raw" for a generator that yields wire bytes.
-            dialect: What the stream speaks, for its failures: "openai", "anthropic", "ai-sdk", "ag-ui".
-            headers: Set on the answer.
-        """
-        gate = self._kept()
-        fields = settable(headers or {})
-
-        async def source(session: Session) -> None:
-            await generated(session, factory, encoding=encoding, dialect=dialect, headers=fields)
-
-        async def answer(request: Request, downstream: Downstream, more_headers: Raw) -> None:
-            if await gate.resumed(request, downstream, owner, key=key, repeated=False):
-                return
-            await gate.begin(
-                request,
-                source,
-                downstream,
-                owner=owner,
-                key=key,
-                claimed=True,
-                if_running=if_running,
-                on_end=on_end,
-                more_headers=more_headers,
-                root=request.scope.get("root_path", ""),
-            )
-
-        return _Answer(answer, request, b"")
-
-    async def resume(
-        self, request: Request, *, key: str, owner: str | None = None, finished: int | None = None
-    ) -> StarletteResponse:
-        """Answer a route's request with the stream that its owner calls so: from Last-Event-ID or ``?after=`` on.
-
-        Args:
-            request: The route's own request.
-            key: What the owner calls the stream.
-            owner: Whose it is.
-            finished: The status for a stream that has ended, or that there is none; by default one that has ended is
-                played from its log, and 404 where there is none. 204 is what `useChat({resume: true})` expects.
-        """
-        gate = self._kept()
-
-        async def answer(request: Request, downstream: Downstream, more_headers: Raw) -> None:
-            await gate.resume(request, downstream, key, owner, finished, more_headers)
-
-        return _Answer(answer, request, b"")
-
-    async def stop(self, *, key: str, owner: str | None = None) -> bool:
-        """Stop the stream that its owner calls so; whether one ran. In whatever process it runs."""
-        return await self._kept().stop(key, owner)
-
-    def _kept(self) -> Gate:
-        if self._gate is None:
-            raise RuntimeError('streams are not kept: make the Relay with store="memory://", or another store')
-        return self._gate
-
-    def _route_target(self, request: Request, path: str | None) -> bytes:
-        if path is None:
-            return target_of(request.scope, self.upstream)
-        if not path.startswith("/"):
-            raise ValueError(f"a path at the upstream begins with /, got {path!r}")
-        if not path.isascii() or any(character <= " " for character in path):
-            raise ValueError(f"a path at the upstream is percent-encoded, got {path!r}")
-        return (urlsplit(self.upstream).path.rstrip("/") + path).encode()
-
 
 def _path(request: Request) -> str:
     """What is asked for, below where the relay is mounted."""
@@ -502,31 +362,3 @@ def _idempotency_key(request: Request) -> str | None:
 def new_via() -> str:
     """A name for Via that no other relay has."""
     return f"penstock-{secrets.token_hex(6)}"
-
-
-class _Answer(StarletteResponse):
-    """An answer to be: whoever sends it begins the stream, or joins it."""
-
-    def __init__(
-        self, answer: Callable[[Request, Downstream, Raw], Awaitable[None]], request: Request, own_body: bytes | None
-    ) -> None:
-        super().__init__()
-        self.raw_headers = []
-        self._answer = answer
-        self._request = request
-        self._own_body = own_body
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request: Request = self._request if self._own_body is None else _Replaced(scope, receive, self._own_body)
-        async with Downstream(request, receive, send) as downstream:
-            await self._answer(request, downstream, list(self.raw_headers))
-        if self.background is not None:
-            await self.background()
-
-
-class _Replaced(Request):
-    """A request whose body is another."""
-
-    def __init__(self, scope: Scope, receive: Receive, body: bytes) -> None:
-        super().__init__(scope, receive)
-        self._body = body

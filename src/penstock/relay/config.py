@@ -29,10 +29,13 @@ from penstock.client.seam import shown
 from penstock.client.settings import Timeout
 from penstock.errors import PenstockError
 from penstock.eventlog.base import Retention
+from penstock.relay.cors import Cors
 from penstock.relay.document import Document, Mistake, merged
 from penstock.relay.keys import FILE, SECRET
-from penstock.relay.policy import PATIENCE, Cors, HeaderRules, Match, Policy, RelayLimits, choose
-from penstock.relay.store import Store
+from penstock.relay.match import Match
+from penstock.relay.policy import PATIENCE, Policy, RelayLimits, choose
+from penstock.relay.rules import HeaderRules
+from penstock.relay.store import LEASE, Store
 from penstock.relay.toml_lines import Path
 from penstock.relay.units import spelled_duration, spelled_size
 from penstock.resilience.backoff import Backoff
@@ -68,6 +71,7 @@ class Config:
         admin_listen: Where the operator is; None is nowhere.
         store: Where streams are kept.
         retention: How much of them.
+        lease: Seconds without a sign of life after which a process that shares the store has lost its streams.
         workers: Processes that share the address.
         grace: Seconds for running streams once the relay is told to end.
         secret: What owners are hashed with; None lets the relay make one up that ends with it.
@@ -79,6 +83,7 @@ class Config:
     admin_listen: str | None = None
     store: Store = field(default_factory=Store)
     retention: Retention = field(default_factory=lambda: Retention(age=600.0))
+    lease: float = LEASE
     workers: int = 1
     grace: float = 5.0
     secret: bytes | None = field(default=None, repr=False)
@@ -157,7 +162,11 @@ class _Assembly:
         if not routes and not self._has_default and not document.has(("routes",)):
             document.add((), "there is nothing to relay to: write [defaults] and upstream below it, or a route")
         config = Config(
-            **{key: said[key] for key in ("listen", "admin_listen", "store", "workers", "grace") if key in said},
+            **{
+                key: said[key]
+                for key in ("listen", "admin_listen", "store", "lease", "workers", "grace")
+                if key in said
+            },
             retention=self._made(("retention",), Retention, {"age": 600.0, **said.get("retention", {})}, Retention()),
             secret=self._secret(),
             routes=tuple(routes),
@@ -315,6 +324,7 @@ def _against_the_store(
             ("on_disconnect", policy.on_disconnect.kind == "grace", "nobody could come back to a stream"),
             ("ids", policy.ids == "ours", "ids of ours would lead nowhere"),
             ("promise", policy.promise == "durable", "nothing could be durable"),
+            ("early_headers", policy.early_headers is not None, "there is no stream to begin before the upstream's"),
         ):
             if wrong and (not kept or written((*place, key))):
                 yield Contradiction((*place, key), f"{need}: {why}", (because,))
@@ -324,6 +334,12 @@ def _against_the_store(
             (*place, "promise"),
             f"durable cannot be had of {config.store}, which ends with the process: set store to sqlite:///FILE",
             (store,),
+        )
+    if policy.promise == "durable" and policy.without_store == "live":
+        yield Contradiction(
+            (*place, "without_store"),
+            'live sends what is stored nowhere, and promise is "durable": take one of them out',
+            ((*place, "promise"),),
         )
     nobody_said = not written((*place, "owner")) and not written(("defaults", "owner"))
     if policy.owner is None and config.store.persistent and nobody_said:
@@ -389,5 +405,9 @@ def _promised(config: Config, policy: Policy) -> list[str]:
         "grace": f"has {grace} to come back",
         "detach": "leaves the upstream to run to its end",
     }[policy.on_disconnect.kind]
+    early: list[str] = []
+    if policy.early_headers is not None:
+        when = f"after {spelled_duration(policy.early_headers)}" if policy.early_headers else "at once"
+        early = [f"a reader of events is answered {when}, whatever the upstream will say"]
     who = "whoever has a stream's id" if policy.owner is None else f"its owner alone, by {policy.owner}"
-    return [f"keeps {what}, {how}", f"a reader that leaves {leaves}", f"read again by {who}"]
+    return [f"keeps {what}, {how}", f"a reader that leaves {leaves}", f"read again by {who}", *early]

@@ -11,17 +11,21 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import os
 import random
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from http import HTTPStatus
 from types import TracebackType
 from typing import Protocol, Self
 
+from anyio.lowlevel import checkpoint_if_cancelled
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Send
 
+from penstock.engine.flag import Flag
 from penstock.errors import LimitExceeded, StreamError
+from penstock.eventlog.base import Stream
 from penstock.relay.cors import replaced
 from penstock.relay.headers import Raw
 
@@ -33,6 +37,10 @@ DIRECT = "penstock.direct"
 LINGER = 2.0
 """Seconds that a refused body is still read and thrown away, so that its sender gets to read the refusal: closing on
 unread bytes is a reset, which may overtake the answer."""
+
+READING_TIME = 0.25
+"""Seconds between the last bytes of an answer that is broken off and its end: a browser throws away what the page has
+not read yet when the connection breaks, and with it how the stream ended."""
 
 NOBODY = 499
 """The status of an answer that nobody reads (nginx's "client closed request"): for the middleware on its way."""
@@ -50,6 +58,11 @@ class Direct(Protocol):
     def close(self) -> None: ...
 
 
+OnAsked = Callable[[Request], Callable[["Downstream", BaseException | None], None]]
+"""Told of a request before anything is done for it; what it returns is told of the answer once that is over, and of
+what broke it off. Neither should raise."""
+
+
 class PutOff(StreamError):
     """The reader was told to come back later."""
 
@@ -62,21 +75,31 @@ class Downstream:
         cors: What any answer says to a page of another origin; None leaves what the upstream says.
         started: Whether the status line has been sent: from then on a failure can only break the answer off.
         sent: Body bytes handed to the server.
+        route: Which of the configured paths the request was for; None where that is not known.
+        status: Of the answer, once it is started.
+        stream: The stream that the answer is of; None where it is of none that is kept.
+        gaps: How often it was told that what it asked for is no longer kept.
+        whole: Whether the answer came to its end with the reader still here.
     """
 
     max_body_bytes: int | None = None
     cors: Raw | None = None
+    route: str | None = None
+    status: int | None = None
+    stream: Stream | None = None
+    gaps: int = 0
+    whole: bool = False
 
-    def __init__(self, request: Request, receive: Receive, send: Send) -> None:
+    def __init__(self, request: Request, receive: Receive, send: Send, on_asked: Sequence[OnAsked] = ()) -> None:
+        self._on_asked = on_asked
         self._request = request
         self._receive = receive
         self._send = send
         self._piece: bytes | None = None
         self._taken = 0
-        self._room = asyncio.Event()
-        self._room.set()
-        self._news = asyncio.Event()
-        self._quiet = asyncio.Event()  # nothing more of the body will come
+        self._room = Flag(up=True)
+        self._news = Flag()
+        self._quiet = Flag()  # nothing more of the body will come
         self._unwanted = False
         self._trouble: Exception | None = None
         self._left = False
@@ -86,6 +109,7 @@ class Downstream:
         self.sent = 0
 
     async def __aenter__(self) -> Self:
+        self._on_over = [asked(self._request) for asked in self._on_asked]
         self._listener = asyncio.create_task(self._listen())
         return self
 
@@ -93,6 +117,8 @@ class Downstream:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._listener.cancel()
+        for over in reversed(self._on_over):
+            over(self, error)
 
     # -- what comes from the reader ------------------------------------------------------------------------------
 
@@ -110,6 +136,11 @@ class Downstream:
     def is_event_source(self) -> bool:
         """Whether it may be an EventSource, which comes back by itself."""
         return self._request.method == "GET" and self.takes_events
+
+    @property
+    def comes_back(self) -> bool:
+        """Whether it comes back for the rest by itself when its answer breaks off: it may be an EventSource, or did."""
+        return self.is_event_source or "last-event-id" in self._request.headers
 
     async def body(self) -> AsyncIterator[bytes]:
         """The request body as it comes; asked for again, it goes on where it stood.
@@ -194,11 +225,14 @@ class Downstream:
             headers = replaced(headers, self.cors)
         await self._tell({"type": "http.response.start", "status": status, "headers": headers})
         self.started = True
+        self.status = status
 
     async def write(self, piece: bytes) -> None:
         """Send a piece of the body; waits while the reader is slower than we are."""
         await self._tell({"type": "http.response.body", "body": piece, "more_body": True})
         self.sent += len(piece)
+        if self._left:  # who always has more to send never waits, and a cancel scope cancels those who wait
+            await checkpoint_if_cancelled()
 
     def direct(self) -> Direct | None:
         """A way to write in the callback that brings the bytes, where the server has one and nothing stands between."""
@@ -209,6 +243,7 @@ class Downstream:
         """Tell that the body is whole. This and nothing else writes the last chunk."""
         # A server reports a reader whose answer is complete as gone; whoever wraps `send` may still be at work then.
         self.on_departure(None)
+        self.whole = not self._left
         await self._tell({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def break_off(self, reason: str) -> None:
@@ -219,6 +254,7 @@ class Downstream:
         `pathsend` it does not, and hands it on, through others of its kind, to the server, which refuses it, as it does
         when there is no middleware. A server that knows the message would take it: there, an exception must do.
         """
+        await asyncio.sleep(READING_TIME)
         if PATHSEND in self._request.scope.get("extensions", {}):
             return
         try:
@@ -236,14 +272,19 @@ class Downstream:
             await self.finish()
 
     async def refuse(
-        self, status: int, reason: str, *, proxy_status: str | None = None, more: Mapping[str, object] | None = None
+        self,
+        status: int,
+        reason: str,
+        *,
+        proxy_status: str | None = None,
+        more: Mapping[str, object] | None = None,
+        fields: Raw | None = None,
     ) -> None:
-        """Answer with a problem instead (RFC 9457), with more members where there are more to tell."""
+        """Answer with a problem instead (RFC 9457), with more members and fields where there are more to tell."""
         self.on_departure(None)
         body = problem(status, reason, more)
         headers = [(b"content-type", b"application/problem+json"), (b"content-length", b"%d" % len(body))]
-        if proxy_status is not None:
-            headers.append((b"proxy-status", f"penstock; error={proxy_status}".encode()))
+        headers += [*(fields or ()), *_proxy_status(proxy_status)]
         if not self._quiet.is_set():
             headers.append((b"connection", b"close"))  # the rest of the request's body would be taken for a request
         await self.start(status, headers)
@@ -257,20 +298,28 @@ class Downstream:
             pass
         await self.finish()
 
-    async def put_off(self, status: int, reason: str) -> None:
-        """Refuse for now.
+    async def put_off(self, status: int, reason: str, *, proxy_status: str | None = None, after: float = 0.0) -> None:
+        """Refuse for now, and say when to come back: each reader at another time, lest all come at once.
 
-        An EventSource takes any refusal for final. It is answered instead, told when to come back (each reader at
-        another time, lest all come at once), and broken off: to others that does not look like a whole answer.
+        An EventSource takes any refusal for final. It is answered instead, told to come back, and broken off: to others
+        that does not look like a whole answer.
 
+        Args:
+            status: The refusal's.
+            reason: What keeps us.
+            proxy_status: The type that Proxy-Status gives it.
+            after: Seconds in which it is known to be in vain.
         Raises:
             PutOff: The server is to break the answer off.
         """
+        seconds = after + random.uniform(1, 5)
         if not self.is_event_source:
-            await self.refuse(status, reason)
+            fields = [(b"retry-after", b"%d" % math.ceil(seconds))]
+            await self.refuse(status, reason, proxy_status=proxy_status, fields=fields)
             return
-        await self.start(200, [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")])
-        await self.write(b"retry: %d\n" % random.randint(1000, 5000))
+        headers: Raw = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")]
+        await self.start(200, headers + _proxy_status(proxy_status))
+        await self.write(b"retry: %d\n" % (seconds * 1000))
         await self.break_off(reason)
         raise PutOff(reason)
 
@@ -279,6 +328,11 @@ class Downstream:
             await self._send(message)
         except OSError:  # how a server of ASGI 2.4 says that the reader has left
             self._depart()
+
+
+def _proxy_status(error: str | None) -> Raw:
+    """What went wrong behind us, for the fields (RFC 9209)."""
+    return [] if error is None else [(b"proxy-status", f"penstock; error={error}".encode())]
 
 
 def problem(status: int, reason: str, more: Mapping[str, object] | None = None) -> bytes:

@@ -21,11 +21,15 @@ A dialect is the route's, or read from what goes by.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from penstock.wire.sse import Decoder, Event
+
 Records = list[bytes]
+Kind = Literal["sse", "ndjson", "bytes"]
 Reason = Literal["done", "error", "cancelled", "producer_lost"]
 Dialect = Literal["penstock", "openai", "anthropic", "ai-sdk", "ag-ui", "ndjson"]
 DIALECTS: tuple[Dialect, ...] = get_args(Dialect)
@@ -34,6 +38,16 @@ TOLD = b": the stream has said so itself\n"
 """In the place of a terminal event, where the last event has told already."""
 
 _AI_SDK = b"x-vercel-ai-ui-message-stream"
+
+_ANTHROPIC = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    529: "overloaded_error",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +60,12 @@ class StreamEnd:
         owner: Whose it is, or None.
         reason: "done", "error", "cancelled" or "producer_lost".
         detail: What happened, in words; "" for a whole stream.
-        events: Records that went by.
-        bytes: Their bytes, as the upstream sent them.
+        event_count: Records that went by: events, lines, or pieces.
+        byte_count: Their bytes, as the upstream sent them.
         first_event: Seconds from the start to the first record; None where none came.
         duration: Seconds from the start to the end.
         usage: The provider's usage block, where one went by.
+        ended_at: When that was [Unix seconds].
     """
 
     id: str
@@ -58,26 +73,50 @@ class StreamEnd:
     owner: str | None
     reason: Reason
     detail: str
-    events: int
-    bytes: int
+    event_count: int
+    byte_count: int
     first_event: float | None
     duration: float
     usage: Mapping[str, Any] | None = None
+    ended_at: float = field(default_factory=time.time, compare=False)
+    _kind: Kind = field(default="bytes", repr=False, compare=False)
     _read: Callable[[], Awaitable[Records]] | None = field(default=None, repr=False, compare=False)
 
     async def records(self) -> Records:
-        """All that the log still has of the stream, record by record; [] where it was not logged."""
+        """All that the log still has of the stream, record by record as sent; [] where it was not logged."""
         return [] if self._read is None else await self._read()
 
+    async def events(self) -> list[Event]:
+        """All that the log still has of the stream, as events: of NDJSON each line is one, a byte stream has none."""
+        records = await self.records()
+        match self._kind:
+            case "sse":
+                body = b"".join(records)
+                return Decoder(max_event_bytes=len(body) + 1).feed(body)
+            case "ndjson":
+                return [Event(data=record.rstrip(b"\r\n").decode(errors="replace")) for record in records]
+            case _:
+                return []
 
-def said(dialect: Dialect, reason: Reason, message: str) -> bytes:
-    """The terminal event, as the dialect has it; bytes for the wire, without an id."""
+
+def said(dialect: Dialect, reason: Reason, message: str, status: int | None = None) -> bytes:
+    """The terminal event, as the dialect has it; bytes for the wire, without an id.
+
+    Args:
+        dialect: Whose words.
+        reason: How the stream ended.
+        message: What happened, for a human.
+        status: What the request would have been answered with, where it was answered before that was known. Dialects
+            that have no place for it have it in the message alone.
+    """
     kind = {"error": "upstream_error", "cancelled": "cancelled", "producer_lost": "producer_lost"}.get(reason, "error")
+    known: dict[str, Any] = {} if status is None else {"status": status}
     match dialect:
         case "openai":
-            return _event({"error": {"message": message, "type": kind, "param": None, "code": kind}})
+            return _event({"error": {"message": message, "type": kind, "param": None, "code": kind, **known}})
         case "anthropic":
-            return _event({"type": "error", "error": {"type": "api_error", "message": message}}, "error")
+            type_ = _ANTHROPIC.get(status or 0, "api_error")
+            return _event({"type": "error", "error": {"type": type_, "message": message, **known}}, "error")
         case "ai-sdk":
             return _event({"type": "error", "errorText": message})
         case "ag-ui":
@@ -85,7 +124,7 @@ def said(dialect: Dialect, reason: Reason, message: str) -> bytes:
         case "ndjson":
             return _json({"error": {"type": kind, "message": message}}) + b"\n"
         case _:
-            return _event({"error": {"type": kind, "message": message}}, "penstock.error")
+            return _event({"error": {"type": kind, "message": message, **known}}, "penstock.error")
 
 
 def gap(requested: int, earliest: int) -> bytes:

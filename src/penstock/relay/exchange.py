@@ -21,10 +21,10 @@ import anyio
 
 from penstock.client.client import AsyncClient
 from penstock.client.response import Response
-from penstock.errors import PenstockError
+from penstock.errors import CircuitOpenError, PenstockError
 from penstock.relay.downstream import Direct, Downstream
 from penstock.relay.headers import Raw, to_reader
-from penstock.relay.policy import HeaderRules
+from penstock.relay.rules import HeaderRules
 from penstock.relay.upstream import Outgoing, answer_to
 
 logger = logging.getLogger("penstock.relay")
@@ -75,14 +75,17 @@ async def pass_on(
 
 
 async def refuse_with(downstream: Downstream, error: BaseException | None, outgoing: Outgoing | None) -> None:
-    """Tell the reader that the upstream gave no answer."""
+    """Tell the reader that the upstream gave no answer; or, where it was not asked, when to come back."""
     if not isinstance(error, PenstockError):
         await downstream.refuse(502, "the upstream gave no answer")
         return
     status, reason, kind = answer_to(error)
     if outgoing is not None:
         logger.warning("%s %s: %d: %s", outgoing.method, outgoing.target.decode("latin-1"), status, error)
-    await downstream.refuse(status, reason, proxy_status=kind)
+    if isinstance(error, CircuitOpenError):
+        await downstream.put_off(status, reason, proxy_status=kind, after=error.retry_after)
+    else:
+        await downstream.refuse(status, reason, proxy_status=kind)
 
 
 async def _left(outgoing: Outgoing, downstream: Downstream) -> None:

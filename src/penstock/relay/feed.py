@@ -9,19 +9,19 @@ ndjson      a line                                    is kept if the body came w
 bytes       what came in one read                     (there is none)
 ==========  ========================================  =============================================
 
-Blocks and lines go on byte for byte but for the id. Nothing is decoded.
+Blocks and lines go on byte for byte, but for the id and, where there is one, the blank lines that end nothing. Nothing
+is decoded.
 """
 
 from __future__ import annotations
 
 from typing import Literal, Protocol
 
-from penstock.relay.ends import Dialect, Usage, spoken
-from penstock.relay.marks import BOM, has_data, has_id, id_line, without_id
+from penstock.relay.ends import Dialect, Kind, Usage, spoken
+from penstock.relay.marks import BOM, has_data, has_id, has_id_of_ours, id_line, without_blank, without_id
 from penstock.wire import sse
 from penstock.wire.lines import Decoder as Lines
 
-Kind = Literal["sse", "ndjson", "bytes"]
 Ids = Literal["auto", "ours", "upstream"]
 
 CR = 0x0D
@@ -61,6 +61,7 @@ class SseFeed:
     """
 
     __slots__ = (
+        "_behind_id",
         "_cutter",
         "_fresh",
         "_id",
@@ -86,10 +87,16 @@ class SseFeed:
         self._limit = max_event_bytes
         self._marked = ids == "ours"
         self._marking = False  # ...and the first blocks have been looked at
+        self._behind_id = False  # ...and one has gone out
         self._fresh = True
         self._silent = True  # no block with data has come
         self._theirs = False  # ...but an id of the upstream's own
         self.last = b""
+
+    @property
+    def silent(self) -> bool:
+        """Whether no block with data has come yet, which tells whose ids there are."""
+        return self._silent
 
     @property
     def marked(self) -> bool:
@@ -125,7 +132,7 @@ class SseFeed:
                     if b'"usage"' in block:
                         saw(block)
             return blocks
-        id_ = self._id
+        id_, behind_id = self._id, self._behind_id
         for index, block in enumerate(blocks):
             if block.startswith(b"data:") or has_data(block):
                 self.last = block
@@ -134,8 +141,12 @@ class SseFeed:
                 if has_id(block):
                     block = without_id(block)
                 blocks[index] = b"%b%d\n%b" % (id_, sequence + index, block)
-            elif has_id(block):
-                blocks[index] = without_id(block)  # it would move the reader's place all the same
+                behind_id = True
+            else:
+                if has_id(block):
+                    block = without_id(block)  # it would move the reader's place all the same
+                blocks[index] = without_blank(block) if behind_id else block
+        self._behind_id = behind_id
         return blocks
 
     def close(self, sequence: int) -> list[bytes]:
@@ -148,7 +159,7 @@ class SseFeed:
             self._fresh = False
             blocks[0] = blocks[0].removeprefix(BOM)
         for block in blocks:
-            self._theirs = self._theirs or has_id(block)
+            self._theirs = self._theirs or (has_id(block) and not has_id_of_ours(block))
             if has_data(block):
                 self._silent = False
                 self.dialect = spoken(block)

@@ -18,45 +18,28 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 
 from starlette.requests import Request
 
 from penstock.client.response import Response
+from penstock.errors import StoreError
 from penstock.eventlog.base import Stream
 from penstock.relay.answer import attended, give
 from penstock.relay.downstream import Downstream
 from penstock.relay.exchange import pass_on
-from penstock.relay.feed import Kind
-from penstock.relay.head import Digest, Head
-from penstock.relay.headers import Raw, body_length, to_reader, with_set
+from penstock.relay.head import Digest
+from penstock.relay.headers import Raw, body_length
 from penstock.relay.policy import Policy
-from penstock.relay.resume import Resumption, root_of, told_why
+from penstock.relay.resume import NO_ANSWER, Resumption, root_of, store_trouble_told, told_why
 from penstock.relay.route import Route
-from penstock.relay.session import OnEnd, Session, pour
+from penstock.relay.session import OnEnd, Session
+from penstock.relay.source import UpstreamSource
 from penstock.relay.streams import IfRunning, NoRoom, Running
 from penstock.relay.upstream import Outgoing
-from penstock.wire import headers as fields
 
 logger = logging.getLogger("penstock.relay")
 
 Source = Callable[[Session], Awaitable[None]]
-
-IDENTITY: Raw = [(b"accept-encoding", b"identity")]
-"""What a logged route asks of its upstream: in a body that is coded there are no events to be seen."""
-
-
-def logged_kind(policy: Policy, method: str, response: Response) -> Kind | None:
-    """What kind of stream a response is, for the log; None for what only passes through."""
-    content_type = response.content_type
-    if method == "HEAD" or response.status != 200 or not policy.logs(content_type):
-        return None
-    coding = response.headers.get("content-encoding", "").strip().lower()
-    if coding not in ("", "identity"):
-        return "bytes"
-    if fields.is_event_stream(content_type):
-        return "sse"
-    return "ndjson" if fields.is_ndjson(content_type) else "bytes"
 
 
 def can_return(request: Request, downstream: Downstream, key: str | None) -> bool:
@@ -97,14 +80,21 @@ class Gate(Resumption):
             on_end: Called once, at whatever end of a stream that is kept.
             more_headers: Fields to set on the answer.
         """
-        outgoing = replace(outgoing, headers=with_set(outgoing.headers, IDENTITY))
         digest = Digest(request, body_length(outgoing.headers))
+
+        async def claim(session: Session) -> None:
+            policy = route.policy
+            await self.streams.claim(
+                session, None, owner or "", promise=policy.promise, without_store=policy.without_store
+            )
+
+        source = UpstreamSource(route, outgoing, downstream, digest, claim)
         await self.begin(
             request,
-            self._source(route, outgoing, downstream, digest, owner),
+            source,
             downstream,
-            policy=route.policy,
-            outgoing=outgoing,
+            route=route,
+            outgoing=source.outgoing,
             owner=owner,
             key=key,
             repeated=digest if repeated else None,
@@ -120,7 +110,7 @@ class Gate(Resumption):
         source: Source,
         downstream: Downstream,
         *,
-        policy: Policy | None = None,
+        route: Route | None = None,
         outgoing: Outgoing | None = None,
         owner: str | None,
         key: str | None = None,
@@ -137,7 +127,7 @@ class Gate(Resumption):
             request: The reader's.
             source: Runs as the session's.
             downstream: The reader.
-            policy: How it is treated.
+            route: Whose stream it is.
             outgoing: The request to the upstream, where there is one.
             owner: Whose the stream is.
             key: What the owner calls it.
@@ -148,7 +138,8 @@ class Gate(Resumption):
             more_headers: Fields to set on the answer.
             root: The path that the reader finds us at.
         """
-        policy = policy or self._policy
+        route = route or self._route
+        policy = route.policy
         session = Session(
             on_disconnect=policy.on_disconnect.resolved(can_resume=can_return(request, downstream, key)),
             ids=policy.ids,
@@ -156,16 +147,22 @@ class Gate(Resumption):
             terminator=policy.terminator,
             on_end=on_end,
         )
+        session.policy = policy
         try:
-            running = await self._running(session, policy, owner or "", key, if_running, claimed=claimed)
+            running = await self._running(
+                session, route, owner or "", key, if_running, claimed=claimed, events=downstream.takes_events
+            )
         except Running as already:
             await downstream.refuse(409, "a stream of this key is running", more={"stream": already.stream.id})
             return
         except NoRoom as full:
             await downstream.put_off(503, str(full))
             return
+        except StoreError:
+            await downstream.put_off(503, NO_ANSWER)
+            return
         if running is None:
-            self.streams.start(session, source)
+            route.runs(self.streams.start(session, source))
             await self._answered(session, policy, outgoing, downstream, more_headers, root)
             return
         digest: str | None = None
@@ -175,50 +172,41 @@ class Gate(Resumption):
             if downstream.started:
                 return  # the reader has left
         downstream.body_is_over()
-        await self.join(running, downstream, digest=digest, policy=policy, more_headers=more_headers, root=root)
+        async with store_trouble_told(downstream):
+            await self.join(running, downstream, digest=digest, route=route, more_headers=more_headers, root=root)
 
     async def _running(
-        self, session: Session, policy: Policy, owner: str, key: str | None, if_running: IfRunning, *, claimed: bool
+        self,
+        session: Session,
+        route: Route,
+        owner: str,
+        key: str | None,
+        if_running: IfRunning,
+        *,
+        claimed: bool,
+        events: bool,
     ) -> Stream | None:
         """The stream to join; None if the session is to be started."""
         full = "the relay is stopping" if self.streams.draining else None
-        if self.streams.running >= policy.limits.max_streams:
+        if route.running >= route.policy.limits.max_streams:
             full = "as many streams run here as may"
         if full is not None:
             running = await self.streams.find(key, owner) if key is not None and if_running == "join" else None
             if running is None or running.ended is not None:
                 raise NoRoom(full)
             return running
-        if key is None and not claimed:
-            return None  # it is claimed once the upstream's answer turns out to be one that is kept
-        return await self.streams.claim(session, key, owner, if_running=if_running, promise=policy.promise)
-
-    def _source(
-        self, route: Route, outgoing: Outgoing, downstream: Downstream, digest: Digest, owner: str | None
-    ) -> Source:
         policy = route.policy
-
-        async def source(session: Session) -> None:
-            async with await route.open(outgoing, digest.over(downstream.body)) as response:
-                kind = logged_kind(policy, outgoing.method, response)
-                if kind is None and not session.bound:
-                    await session.hand_over(response)
-                    return
-                if not session.bound:
-                    await self.streams.claim(session, None, owner or "", promise=policy.promise)
-                headers = to_reader(
-                    [(name.lower(), value) for name, value in response.headers.raw],
-                    status=response.status,
-                    upstream=outgoing.url,
-                    root=outgoing.root,
-                )
-                kept = policy.response_headers.apply(headers)
-                session.cookies = [pair for pair in kept if pair[0] == b"set-cookie"]
-                kept = [pair for pair in kept if pair[0] != b"set-cookie"]
-                session.begin(Head(response.status, kept, kind or "bytes", digest.value, policy.dialect))
-                await pour(session, response)
-
-        return source
+        if key is None and not claimed:
+            if policy.without_store == "refuse" and (policy.log == "all" or events):
+                await self.streams.check()  # so that the upstream is not asked in vain
+            return None  # it is claimed once the upstream's answer turns out to be one that is kept
+        route.running += 1  # while the store is asked, lest all who ask at a time find the last place free
+        try:
+            return await self.streams.claim(
+                session, key, owner, if_running=if_running, promise=policy.promise, without_store=policy.without_store
+            )
+        finally:
+            route.running -= 1
 
     async def _answered(
         self,
@@ -231,7 +219,7 @@ class Gate(Resumption):
     ) -> None:
         """Wait for what the upstream says, and pass it on; the session learns when its reader leaves."""
         try:
-            async with attended(downstream, session):
+            async with attended(downstream, session), store_trouble_told(downstream):
                 await asyncio.wait({session.opened})
                 failure = session.opened.exception()
                 if failure is not None:
@@ -251,6 +239,8 @@ class Gate(Resumption):
                         more_headers=session.cookies + more_headers,
                         root=policy.root_path + root,
                         keep_alive=policy.keep_alive,
+                        handover=self.streams.handover if session.kept else None,
+                        kept=session.kept,
                     )
             if outgoing is not None and session.cancelled and not session.has_begun:
                 logger.info(

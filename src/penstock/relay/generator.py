@@ -24,8 +24,7 @@ from typing import Any, Literal
 
 import anyio.to_thread
 
-from penstock.relay.ends import Dialect
-from penstock.relay.feed import Kind
+from penstock.relay.ends import Dialect, Kind
 from penstock.relay.head import Head
 from penstock.relay.headers import Raw
 from penstock.relay.session import Session, draw

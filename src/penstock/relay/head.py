@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
-from penstock.relay.ends import Dialect
-from penstock.relay.feed import Kind
+from penstock.relay.ends import Dialect, Kind
 from penstock.relay.headers import Raw
 
 

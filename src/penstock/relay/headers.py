@@ -134,9 +134,10 @@ def framing(length: int | None, *, always: bool = False) -> Raw:
 def to_reader(headers: Raw, *, status: int, upstream: str, root: str = "") -> Raw:
     """The fields of the answer to the reader.
 
-    An upstream's ``Penstock-*`` fields are dropped, for they would speak in our name, and so is its Date, for a server
-    writes its own and two are none. A Location on the upstream's own origin is made a path on ours. A body that comes
-    as a stream says so to the proxies on its way.
+    An upstream's ``Penstock-*`` fields are dropped, for they would speak in our name, and so are its Date, for a server
+    writes its own and two are none, and the Location of another relay's stream, which is not to be had here. Any other
+    Location on the upstream's own origin is made a path on ours. A body that comes as a stream says so to the proxies
+    on its way.
 
     Args:
         headers: The upstream's.
@@ -147,6 +148,8 @@ def to_reader(headers: Raw, *, status: int, upstream: str, root: str = "") -> Ra
     onward = [
         pair for pair in fields.end_to_end(headers) if pair[0] != b"date" and not pair[0].startswith(b"penstock-")
     ]
+    if any(name == b"penstock-stream" for name, _ in headers):
+        onward = [pair for pair in onward if pair[0] != b"location" or b"/_penstock/streams/" not in pair[1]]
     onward = [(name, _here(value, upstream, root) if name == b"location" else value) for name, value in onward]
     if status in _BODILESS:  # a length there is that of another answer, and servers would wait for so many bytes
         return [pair for pair in onward if pair[0] != b"content-length"]

@@ -13,20 +13,12 @@ from ipaddress import ip_network
 from typing import Any
 
 from penstock.client.seam import shown
+from penstock.relay.cors import check_origin
 from penstock.relay.document import Items, Key, Names, Node, Substituted, Table, Tables
 from penstock.relay.ends import DIALECTS
-from penstock.relay.policy import (
-    HeaderRules,
-    Match,
-    Network,
-    OnDisconnect,
-    OwnerFrom,
-    check_field,
-    check_origin,
-    check_root_path,
-    check_upstream,
-    checked_type,
-)
+from penstock.relay.match import Match
+from penstock.relay.policy import Network, OnDisconnect, OwnerFrom, check_root_path, check_upstream, checked_type
+from penstock.relay.rules import HeaderRules, check_field
 from penstock.relay.store import Store
 from penstock.relay.units import duration, size
 from penstock.resilience.classify import RULES
@@ -97,6 +89,13 @@ def _seconds(value: Any, *, zero: bool = True) -> float:
 
 def _some_seconds(value: Any) -> float:
     return _seconds(value, zero=False)
+
+
+def _lease(value: Any) -> float:
+    seconds = _seconds(value)
+    if seconds < 1:
+        raise ValueError("is too short: a process that is busy for a moment would lose its streams; write 1s or more")
+    return seconds
 
 
 def _patience(value: Any) -> float | None:
@@ -346,6 +345,7 @@ _POLICY: dict[str, Node] = {
     "owner": Key(lambda value: OwnerFrom.parse(_text(value))),
     "ids": Key(_one_of("auto", "ours", "upstream")),
     "promise": Key(_one_of("fast", "durable")),
+    "without_store": Key(_one_of("refuse", "live")),
     "retry": _RETRY,
     "breaker": _BREAKER,
     "request_headers": _HEADERS,
@@ -358,6 +358,7 @@ _RELAY: dict[str, Node] = {
     "listen": Key(_address),
     "admin_listen": Key(_address),
     "store": Key(_store),
+    "lease": Key(_lease),
     "workers": Key(_whole(1, MOST_WORKERS)),
     "grace": Key(_seconds),
     "retention": Table(

@@ -17,10 +17,16 @@ VERSION = "1"
 ID_BYTES = 16
 BOM = b"\xef\xbb\xbf"
 
+LOST = 10**15 - 1
+"""The sequence in the id of a lost stream's end. The end's own may be that of a record which was sent and not stored;
+this one no record has, so that whoever hands it back has been told."""
+
 _TOKEN = re.compile(r"1([A-Za-z0-9_-]{22})\.([0-9]{1,9})-([0-9]{1,15})")
 _ID = re.compile(r"[A-Za-z0-9_-]{22}")
 _DATA = re.compile(rb"[\r\n]data[:\r\n]")
 _OWN_ID = re.compile(rb"(?:^|[\r\n])id[:\r\n]")
+_OURS = re.compile(rb"(?:^|[\r\n])id: ?1[A-Za-z0-9_-]{22}\.[0-9]{1,9}-[0-9]{1,15}[\r\n]")
+_TYPE = re.compile(rb"(?:^|[\r\n])event[:\r\n]")
 _LINES = re.compile(rb"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 
 
@@ -71,6 +77,22 @@ def has_id(block: bytes) -> bool:
     """Whether a block has an id of its own."""
     # The search is slow, and two letters are in most blocks; at the beginning of a line they are in few.
     return (b"\nid" in block or b"\rid" in block or block.startswith(b"id")) and _OWN_ID.search(block) is not None
+
+
+def has_id_of_ours(block: bytes) -> bool:
+    """Whether its id is one that a relay gave: another one, behind us."""
+    return _OURS.search(block) is not None
+
+
+def without_blank(block: bytes) -> bytes:
+    """A block without data as mere lines, which dispatch nothing either.
+
+    Behind an id, the OpenAI SDK takes any blank line for the end of an event, and such comments are what some
+    providers keep a connection alive with.
+    """
+    if _TYPE.search(block):
+        return block  # its blank line drops the type, too
+    return b"".join(line for line in _LINES.findall(block) if line.strip(b"\r\n")) or b":\n"
 
 
 def without_id(block: bytes) -> bytes:

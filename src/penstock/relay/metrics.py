@@ -1,7 +1,8 @@
 """What a relay has seen, for Prometheus.
 
-Ended streams are counted as they settle, and what runs is read when somebody asks: nothing happens per event. Labels
-are the ends' reasons and the upstreams of the configuration, so that no request can make a new series.
+Ended streams are counted as they settle, gaps as the answers end that told of them, and what runs is read when somebody
+asks: nothing happens per event. Labels are the ends' reasons and the upstreams of the configuration, so that no request
+can make a new series.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from penstock.relay.downstream import Downstream
 from penstock.relay.ends import StreamEnd
 from penstock.relay.route import Route
 from penstock.relay.streams import Streams
@@ -25,7 +27,7 @@ class RelayMetrics:
     """A relay's counters, as a collector of prometheus_client.
 
     Args:
-        streams: The relay's; its `on_settled` is taken.
+        streams: The relay's; it is told of their readers and of their ends.
         routes: Whose breakers are told of.
     Raises:
         ModuleNotFoundError: prometheus_client is not installed: ``pip install 'penstock[prometheus]'``.
@@ -41,11 +43,13 @@ class RelayMetrics:
         self.registry = CollectorRegistry(auto_describe=False)
         self._streams = streams
         self._routes = routes
-        streams.on_settled = self._settled
+        streams.on_asked.append(lambda request: self._answered)
+        streams.on_settled.append(self._settled)
         make: dict[str, Any] = {"registry": self.registry, "namespace": "penstock", "subsystem": "relay"}
         self._ended = Counter("streams_ended", "Streams that have ended, by how.", ["reason"], **make)
         self._events = Counter("events_ended", "Events of streams that have ended.", **make)
         self._bytes = Counter("bytes_ended", "Bytes of streams that have ended, as the upstream sent them.", **make)
+        self._gaps = Counter("gaps", "Readers told that what they asked for is no longer kept.", **make)
         self._first = Histogram(
             "first_event_seconds", "From a stream's start to its first event.", buckets=_SECONDS, **make
         )
@@ -82,10 +86,14 @@ class RelayMetrics:
                     circuit.add_metric([route.upstream, name], int(state.value == name))
         yield circuit
 
+    def _answered(self, answer: Downstream, error: BaseException | None) -> None:
+        if answer.gaps:
+            self._gaps.inc(answer.gaps)
+
     def _settled(self, end: StreamEnd) -> None:
         self._ended.labels(end.reason).inc()
-        self._events.inc(end.events)
-        self._bytes.inc(end.bytes)
+        self._events.inc(end.event_count)
+        self._bytes.inc(end.byte_count)
         self._duration.observe(end.duration)
         if end.first_event is not None:
             self._first.observe(end.first_event)

@@ -3,21 +3,6 @@
 A `Policy` is everything that may differ from one route to another. Of several, `choose` takes the first whose `Match`
 fits; what bounds the store that all of them share is not here, but in `penstock.relay.config`.
 
-A path is matched by its segments, after what a server behind us may do to it too: percent-encoding is undone (ASGI's
-``path`` is), ``.`` and ``..`` are resolved, empty segments dropped. Else ``/public/../admin`` would go out under the
-policy of ``/public``, with the credentials that this one adds. A policy is no access control all the same: the upstream
-is sent the target as it came.
-
-=================  ===========================================================
-a match's path     fits
-=================  ===========================================================
-``/v1/chat``       ``/v1/chat``, ``/v1/chat/``, ``/v1/chat/completions``; not
-                   ``/v1/chats``
-``/v1/*/events``   ``/v1/runs/events``; not ``/v1/a/b/events``, nor anything
-                   below
-``/v1/*/**``       ``/v1/runs`` and all below it; not ``/v1``
-=================  ===========================================================
-
 The values are checked where they are made, and a ValueError says what is wrong without the value of a header.
 """
 
@@ -26,19 +11,20 @@ from __future__ import annotations
 import hashlib
 import hmac
 import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Literal, Self, TypeAlias
-from urllib.parse import urlsplit
 
 from penstock.client.seam import absolute_url, shown
 from penstock.client.settings import Timeout
 from penstock.eventlog.base import Promise
+from penstock.relay.cors import Cors
 from penstock.relay.ends import DIALECTS, Dialect
 from penstock.relay.feed import Ids
 from penstock.relay.headers import Raw
+from penstock.relay.match import Match, segments
+from penstock.relay.rules import HeaderRules
 from penstock.relay.units import duration
 from penstock.resilience.breaker import Breaker
 from penstock.resilience.retry import Retry
@@ -46,6 +32,7 @@ from penstock.wire import headers as fields
 from penstock.wire.terminator import PROFILES, Terminator
 
 Log = Literal["auto", "all", "none"]
+WithoutStore = Literal["refuse", "live"]
 Leaving = Literal["auto", "cancel", "grace", "detach"]
 Network: TypeAlias = IPv4Network | IPv6Network
 
@@ -55,112 +42,7 @@ GRACE = 30.0
 PATIENCE = Timeout(connect=5.0, first_event=300.0, between_events=300.0)
 """How long the upstream is waited for, where nothing else is said: a model may think for minutes."""
 
-FRAMED: frozenset[str] = frozenset(name.decode() for name in fields.HOP_BY_HOP) | {"content-length", "expect", "via"}
-"""Fields that a route neither adds nor drops: the relay frames its messages itself."""
-
-CORS_HEADERS = ("accept", "cache-control", "content-type", "idempotency-key", "last-event-id")
-"""What a page of an allowed origin may send: what an EventSource and a fetch that resumes do send."""
-
-CORS_EXPOSED = ("location", "penstock-offset", "penstock-stream", "retry-after")
-"""What it may read: where the stream can be had again."""
-
 _TRIES_ONCE = Retry(retries=0)
-
-
-# -- which requests ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Match:
-    """Which requests a route is for. The module's docstring has the table of paths.
-
-    Attributes:
-        path: A prefix, or with ``*`` in it a pattern: ``*`` is one segment, ``**`` at the end whatever follows.
-        methods: In capitals; none is all. GET is HEAD too.
-    Raises:
-        ValueError: A path that could never fit, or a method that is none.
-    """
-
-    path: str = "/"
-    methods: frozenset[str] = frozenset()
-    _segments: tuple[str, ...] = field(init=False, repr=False, compare=False)
-    _open: bool = field(init=False, repr=False, compare=False)  # whether more segments may follow
-
-    def __post_init__(self) -> None:
-        path = self.path
-        if not path.startswith("/") or "?" in path or "#" in path:
-            raise ValueError(f"{path!r} is not a path: it begins with / and has no query and no fragment")
-        parts = path.split("/")[1:]
-        if parts[-1] == "":
-            parts.pop()
-        is_open = "*" not in path
-        if parts and parts[-1] == "**":
-            parts.pop()
-            is_open = True
-        for part in parts:
-            if part in ("", ".", "..") or ("*" in part and part != "*"):
-                raise ValueError(
-                    f"{path!r} fits no request: a segment is text or *, and ** may only be the last; "
-                    "no segment is empty, . or .."
-                )
-        if re.search("%[0-9a-fA-F]{2}", path):
-            raise ValueError(f"{path!r} fits no request: write the path as it reads, without percent-encoding")
-        for method in self.methods:
-            try:
-                fields.check_header(method, "")  # a method is a token as a field's name is
-            except ValueError:
-                raise ValueError(f"{method!r} is not a method: write it as GET or POST") from None
-        methods = {method.upper() for method in self.methods}
-        object.__setattr__(self, "methods", frozenset(methods | ({"HEAD"} if "GET" in methods else set())))
-        object.__setattr__(self, "_segments", tuple(parts))
-        object.__setattr__(self, "_open", is_open)
-
-    def fits(self, method: str, path: Sequence[str]) -> bool:
-        """Whether a request is meant.
-
-        Args:
-            method: In capitals.
-            path: As `segments` has it.
-        """
-        if self.methods and method not in self.methods:
-            return False
-        own = self._segments
-        if len(path) < len(own) or (len(path) > len(own) and not self._open):
-            return False
-        return all(mine in ("*", part) for mine, part in zip(own, path, strict=False))
-
-    def covers(self, other: Match) -> bool:
-        """Whether every request that the other fits, this fits too: behind this one the other is never reached."""
-        if self.methods and (not other.methods or not other.methods <= self.methods):
-            return False
-        mine, others = self._segments, other._segments
-        if not self._open and (other._open or len(mine) != len(others)):
-            return False
-        return len(mine) <= len(others) and all(
-            one in ("*", another) for one, another in zip(mine, others, strict=False)
-        )
-
-    def __str__(self) -> str:
-        methods = sorted(self.methods - ({"HEAD"} if "GET" in self.methods else set()))
-        return f"{'|'.join(methods)} {self.path}".strip()
-
-
-def segments(path: str) -> list[str]:
-    """A path's segments: ``.`` and ``..`` resolved, empty ones dropped.
-
-    Args:
-        path: With its percent-encoding undone.
-    """
-    result: list[str] = []
-    for part in path.split("/"):
-        if part == "..":
-            del result[-1:]
-        elif part not in ("", "."):
-            result.append(part)
-    return result
-
-
-# -- what is decided --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,133 +183,6 @@ class RelayLimits:
                 raise ValueError(f"{name} is {least} or more, got {value}")
 
 
-@dataclass(frozen=True, slots=True, init=False)
-class HeaderRules:
-    """Fields that a route adds to a message, and those that it takes out.
-
-    Args:
-        add: Fields to set, in the place of any of the same name.
-        drop: Names of fields to take out.
-    Raises:
-        ValueError: A field that no message can carry, or one that is the relay's own to write.
-
-    Attributes:
-        added: As raw pairs. They may be secrets, so a repr has their names only.
-        dropped: Names, in small letters.
-    """
-
-    added: tuple[tuple[bytes, bytes], ...] = field(repr=False)
-    dropped: frozenset[bytes]
-
-    def __init__(self, add: Mapping[str, str] | None = None, drop: Iterable[str] = ()) -> None:
-        added: dict[bytes, bytes] = {}
-        for name, value in (add or {}).items():
-            check_field(name, value)
-            added[name.lower().encode()] = value.encode()
-        dropped = set()
-        for name in drop:
-            check_field(name)
-            if name.lower() == "host":
-                raise ValueError("Host cannot be dropped: no request is without it")
-            dropped.add(name.lower().encode())
-        object.__setattr__(self, "added", tuple(added.items()))
-        object.__setattr__(self, "dropped", frozenset(dropped))
-
-    def apply(self, headers: Raw) -> Raw:
-        """The fields as the route has them: names in small letters, what is added at the end."""
-        if not self.added and not self.dropped:
-            return headers
-        gone = self.dropped.union(name for name, _ in self.added)
-        return [pair for pair in headers if pair[0] not in gone] + list(self.added)
-
-    def __bool__(self) -> bool:
-        return bool(self.added or self.dropped)
-
-    def __repr__(self) -> str:
-        added = [name.decode() for name, _ in self.added]
-        return f"HeaderRules(add={added}, drop={sorted(name.decode() for name in self.dropped)})"
-
-
-def check_field(name: str, value: str = "") -> None:
-    """Refuse a field that a route cannot set.
-
-    Raises:
-        ValueError: It could not arrive as the field it is, or it is the relay's own. The value is not told.
-    """
-    fields.check_header(name, value)
-    if name.lower() in FRAMED:
-        raise ValueError(f"{name} is not set by hand: the relay frames its messages itself")
-    if name.lower().startswith("penstock-"):
-        raise ValueError(f"{name} is not set by hand: fields of that name are the relay's own words")
-
-
-@dataclass(frozen=True, slots=True)
-class Cors:
-    """Which pages of other origins may read a route's answers. Without one, none may.
-
-    Attributes:
-        origins: As browsers write them, ``https://app.example``; or ``*`` alone for all, which credentials exclude.
-        credentials: Whether their cookies count.
-        headers: Fields that they may send, beside CORS_HEADERS.
-        expose: Fields that they may read, beside CORS_EXPOSED.
-        max_age: Seconds that a browser may remember the answer to its preflight.
-    """
-
-    origins: tuple[str, ...]
-    credentials: bool = False
-    headers: tuple[str, ...] = ()
-    expose: tuple[str, ...] = ()
-    max_age: float = 600.0
-
-    def __post_init__(self) -> None:
-        if not self.origins:
-            raise ValueError("no origin is allowed: name those that are, or leave CORS out")
-        for origin in self.origins:
-            check_origin(origin)
-        if "*" in self.origins:
-            if len(self.origins) > 1:
-                raise ValueError('"*" stands for all origins, so that no other need be named')
-            if self.credentials:
-                raise ValueError('credentials are not for every origin: name the origins in the place of "*"')
-        for name in ("headers", "expose"):
-            for value in getattr(self, name):
-                fields.check_header(value, "")
-        own = {"headers": CORS_HEADERS, "expose": CORS_EXPOSED}
-        for name, always in own.items():
-            more = (value.lower() for value in getattr(self, name))
-            object.__setattr__(self, name, tuple(dict.fromkeys((*always, *more))))
-        if not 0 <= self.max_age < math.inf:
-            raise ValueError(f"max_age is 0 seconds or more, got {self.max_age}")
-
-    def allows(self, origin: str) -> bool:
-        """Whether a page of that origin may read the answer."""
-        return origin in self.origins or self.origins == ("*",)
-
-
-def check_origin(origin: str) -> None:
-    """Refuse what no browser sends as Origin, so that it could never match.
-
-    Raises:
-        ValueError: The message says how it is written.
-    """
-    if origin == "*":
-        return
-    try:
-        parts = urlsplit(origin)
-        port = parts.port
-    except ValueError:
-        parts, port = urlsplit(""), None
-    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
-    usual = {"http": 80, "https": 443}.get(parts.scheme)
-    as_sent = f"{parts.scheme}://{host}" + (f":{port}" if port is not None and port != usual else "")
-    if not parts.scheme or not host or as_sent != origin:
-        hint = f"; a browser sends {as_sent}" if parts.scheme and host else ""
-        raise ValueError(
-            f"{origin!r} is not an origin: write scheme and host in small letters, without a path and the usual port, "
-            f"as https://app.example{hint}"
-        )
-
-
 # -- all of it --------------------------------------------------------------------------------------------------------
 
 
@@ -450,6 +205,8 @@ class Policy:
         owner: Who may read a stream; None asks nobody, and the stream's id alone gives access.
         ids: Whose ids events carry: "ours", the "upstream"'s, or "auto": theirs where there are any.
         promise: "fast" sends and stores, "durable" stores and sends.
+        without_store: What becomes of streams while the store is away: "refuse" a new one and stop what can be held no
+            longer, or relay it "live" to those who are here, and keep nothing.
         retry: How often a request is tried again before the first byte of its answer.
         breaker: When to stop asking a failing upstream; None never stops.
         request_headers: Added to and dropped from what goes to the upstream.
@@ -476,6 +233,7 @@ class Policy:
     owner: OwnerFrom | None = None
     ids: Ids = "auto"
     promise: Promise = "fast"
+    without_store: WithoutStore = "refuse"
     retry: Retry = _TRIES_ONCE
     breaker: Breaker | None = None
     request_headers: HeaderRules = field(default_factory=HeaderRules)
@@ -490,6 +248,7 @@ class Policy:
             ("log", ("auto", "all", "none")),
             ("ids", ("auto", "ours", "upstream")),
             ("promise", ("fast", "durable")),
+            ("without_store", ("refuse", "live")),
             ("dialect", (None, *DIALECTS)),
         ):
             if getattr(self, name) not in allowed:

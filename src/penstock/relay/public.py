@@ -34,7 +34,7 @@ async def serve_own(path: str, method: str, etag: str, downstream: Downstream, *
     if not path.startswith(ROOT) or name not in ("health", "ready", "client.js"):
         return False
     if method not in ("GET", "HEAD"):
-        await downstream.refuse(405, "this is read with GET")
+        await downstream.refuse(405, "this is read with GET", fields=[(b"allow", b"GET, HEAD")])
     elif name == "client.js":
         body, tag = _client()
         known = tag in (each.strip().removeprefix("W/") for each in etag.split(","))

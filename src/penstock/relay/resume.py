@@ -7,7 +7,8 @@ not got, in whatever process the stream is produced, it is given from the log.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
 
 from starlette.requests import Request
 
@@ -20,10 +21,12 @@ from penstock.relay.exchange import refuse_with
 from penstock.relay.head import Digest, Head
 from penstock.relay.headers import Raw, body_length
 from penstock.relay.marks import Place, is_stream_id
-from penstock.relay.policy import Policy
-from penstock.relay.session import Session, StoppedEarly
+from penstock.relay.route import Route
+from penstock.relay.session import STOPPING, Session, StoppedEarly
 from penstock.relay.streams import NoRoom, Streams
 from penstock.relay.upstream import Outgoing
+
+NO_ANSWER = "the store does not answer"
 
 
 class Resumption:
@@ -31,12 +34,12 @@ class Resumption:
 
     Args:
         streams: The relay's.
-        policy: For what no route is known: a stream that is asked for by its id, or by a key.
+        route: For what no other is known of: one's own generators, and streams that another process produces.
     """
 
-    def __init__(self, streams: Streams, policy: Policy) -> None:
+    def __init__(self, streams: Streams, route: Route) -> None:
         self.streams = streams
-        self._policy = policy
+        self._route = route
 
     async def controlled(self, request: Request, downstream: Downstream, owners: Collection[str]) -> bool:
         """Answer what is asked of ``/_penstock/streams/<id>``; False if that is not what is asked for.
@@ -50,11 +53,12 @@ class Resumption:
         path = _path(request)
         if not path.startswith(PATH):
             return False
+        downstream.route = f"{PATH}{{id}}"
         await self._control(request, downstream, path.removeprefix(PATH), owners)
         return True
 
     async def _control(self, request: Request, downstream: Downstream, id_: str, owners: Collection[str]) -> None:
-        try:
+        async with store_trouble_told(downstream):
             stream = await self.streams.get(id_, *owners) if is_stream_id(id_) else None
             if stream is None:
                 await downstream.refuse(404, "there is no such stream, or no longer")
@@ -65,24 +69,22 @@ class Resumption:
             elif request.method in ("GET", "HEAD"):
                 await self._from_place(request, downstream, stream)
             else:
-                await downstream.refuse(405, "a stream is read with GET and stopped with DELETE")
-        except StoreError:
-            if downstream.started:
-                raise
-            await downstream.put_off(503, "the store does not answer")
+                allowed: Raw = [(b"allow", b"GET, HEAD, DELETE")]
+                await downstream.refuse(405, "a stream is read with GET and stopped with DELETE", fields=allowed)
 
     async def resume(
         self, request: Request, downstream: Downstream, key: str, owner: str | None, finished: int | None, more: Raw
     ) -> None:
         """Answer with the stream of a key, from the reader's place on, or from the beginning."""
-        stream = await self.streams.find(key, owner)
-        if stream is not None and (finished is None or stream.ended is None):
-            await self._from_place(request, downstream, stream, more)
-        elif finished is not None:
-            await downstream.start(finished, more)
-            await downstream.finish()
-        else:
-            await downstream.refuse(404, "there is no such stream, or no longer")
+        async with store_trouble_told(downstream):
+            stream = await self.streams.find(key, owner)
+            if stream is not None and (finished is None or stream.ended is None):
+                await self._from_place(request, downstream, stream, more)
+            elif finished is not None:
+                await downstream.start(finished, more)
+                await downstream.finish()
+            else:
+                await downstream.refuse(404, "there is no such stream, or no longer")
 
     async def _from_place(
         self, request: Request, downstream: Downstream, stream: Stream, more_headers: Raw | None = None
@@ -109,7 +111,7 @@ class Resumption:
         *,
         offset: int | None = None,
         digest: str | None = None,
-        policy: Policy | None = None,
+        route: Route | None = None,
         more_headers: Raw | None = None,
         root: str = "",
     ) -> None:
@@ -121,12 +123,12 @@ class Resumption:
             reader: Its place; the beginning by default.
             offset: The place in bytes.
             digest: What the request that began the stream must have been.
-            policy: How the reader is treated.
+            route: What the reader asked through, which counts where the stream is produced in another process.
             more_headers: Fields to set on the answer.
             root: The path that the reader finds us at.
         """
         session = self.streams.session(stream)
-        policy = policy or self._policy
+        policy = (session and session.policy) or (route or self._route).policy
         with reader or stream.reader(offset=offset) as place:
             if session is not None and session.readers >= policy.limits.max_readers:
                 await downstream.put_off(429, "as many read this stream as may")
@@ -148,10 +150,14 @@ class Resumption:
                         more_headers=more_headers or [],
                         root=policy.root_path + root,
                         keep_alive=policy.keep_alive,
+                        handover=self.streams.handover,
                     )
 
     async def _has_begun(self, stream: Stream, session: Session | None, downstream: Downstream) -> bool:
         """Wait for a stream's head; False, and the reader is told why, if there will be none."""
+        if stream.ended is not None and not stream.head:
+            await downstream.refuse(410, "the stream ended before it began: nothing of it is kept")
+            return False
         if session is not None:
             await asyncio.wait({session.opened})
             failure = session.opened.exception()
@@ -171,6 +177,7 @@ class Resumption:
         downstream: Downstream,
         owner: str | None,
         *,
+        route: Route | None = None,
         key: str | None = None,
         repeated: bool = True,
     ) -> bool:
@@ -180,20 +187,32 @@ class Resumption:
             request: The reader's.
             downstream: The reader.
             owner: Whose streams it may read.
+            route: What it asks through, where that is known.
             key: What its stream must be called, where the route has named it.
             repeated: Whether it must be the very request that the stream began with.
         """
         place = Place.parse(request.headers.get("last-event-id", ""))
         if place is None:
             return False
-        try:
-            stream = await self.streams.get(place.stream, owner)
-        except StoreError:
-            await downstream.put_off(503, "the store does not answer")
-            return True
+        async with store_trouble_told(downstream):
+            await self._resumed(request, downstream, place, owner, route=route, key=key, repeated=repeated)
+        return True
+
+    async def _resumed(
+        self,
+        request: Request,
+        downstream: Downstream,
+        place: Place,
+        owner: str | None,
+        *,
+        route: Route | None,
+        key: str | None,
+        repeated: bool,
+    ) -> None:
+        stream = await self.streams.get(place.stream, owner)
         if stream is None:
             await downstream.refuse(404, "the stream that this Last-Event-ID is of is not kept any more, or never was")
-            return True
+            return
         same = key is None or key == stream.key
         if same and repeated and stream.head:
             same = False
@@ -203,10 +222,9 @@ class Resumption:
         if not same:
             if not downstream.started:
                 await downstream.refuse(409, "this Last-Event-ID is of another request's stream")
-            return True
+            return
         reader = stream.reader(place.sequence, epoch=place.epoch)
-        await self.join(stream, downstream, reader, root=root_of(request))
-        return True
+        await self.join(stream, downstream, reader, route=route, root=root_of(request))
 
     async def find(self, key: str, owner: str | None) -> Stream | None:
         """The latest stream that its owner calls so."""
@@ -218,12 +236,25 @@ class Resumption:
         return stream is not None and await self.streams.stop(stream)
 
 
+@asynccontextmanager
+async def store_trouble_told(downstream: Downstream) -> AsyncIterator[None]:
+    """Whose answer has not begun when the store fails is told to come back later."""
+    try:
+        yield
+    except StoreError:
+        if downstream.started:
+            raise
+        await downstream.put_off(503, NO_ANSWER)
+
+
 async def told_why(downstream: Downstream, failure: BaseException, outgoing: Outgoing | None) -> None:
     """Answer where there is no head."""
     if isinstance(failure, NoRoom):
         await downstream.put_off(503, str(failure))
-    elif isinstance(failure, StoppedEarly):
-        await downstream.put_off(503, "the stream was stopped before it began")
+    elif isinstance(failure, StoppedEarly) and str(failure) == STOPPING:
+        await downstream.put_off(503, STOPPING)
+    elif isinstance(failure, StoppedEarly):  # for good: whoever comes back by itself would begin it anew
+        await downstream.refuse(410, "the stream was stopped before it began")
     else:
         await refuse_with(downstream, failure, outgoing)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from urllib.parse import urlsplit
 
@@ -33,6 +34,7 @@ class Route:
         upstream: Its URL, without a slash at the end.
         host: Its host and port.
         headers: Fields that are set on every request to it.
+        running: How many of its streams run here.
     """
 
     def __init__(self, policy: Policy, *, via: str, limits: Limits | None = None) -> None:
@@ -41,6 +43,7 @@ class Route:
         self.upstream = self.client.absolute_url("").partition("?")[0].rstrip("/")
         self.host = urlsplit(self.upstream).netloc.rpartition("@")[2]
         self.headers: Raw = list(policy.request_headers.added)
+        self.running = 0
         self._limits = limits
         self._via = via
 
@@ -59,7 +62,17 @@ class Route:
     async def renew(self) -> None:
         """Close the connections; those for the next request are new ones."""
         client, self.client = self.client, self._new_client(self._limits)
+        self.client.use(*client.exchange.middleware)
         await client.aclose()
+
+    def runs(self, stream: asyncio.Task[None]) -> None:
+        """One of its streams runs, until that task ends."""
+
+        def done(task: asyncio.Task[None]) -> None:
+            self.running -= 1
+
+        self.running += 1
+        stream.add_done_callback(done)
 
     def passed_on(self, request: Request) -> Outgoing:
         """A reader's request as it goes on.

@@ -31,12 +31,13 @@ from penstock.errors import InBandError, PenstockError, StreamError, StreamTrunc
 from penstock.eventlog.base import Producer, Stream
 from penstock.eventlog.base import Reason as LogReason
 from penstock.eventlog.reader import Reader
-from penstock.relay.ends import TOLD, Dialect, StreamEnd, said, spoken_in
-from penstock.relay.feed import Feed, Ids, Kind, SseFeed, feed_for
+from penstock.relay.early import Unanswered
+from penstock.relay.ends import TOLD, Dialect, Kind, StreamEnd, said, spoken_in
+from penstock.relay.feed import Feed, Ids, SseFeed, feed_for
 from penstock.relay.head import Head
 from penstock.relay.headers import Raw
 from penstock.relay.marks import id_line
-from penstock.relay.policy import OnDisconnect
+from penstock.relay.policy import OnDisconnect, Policy
 from penstock.wire import sse
 from penstock.wire.terminator import Failure, Terminator
 
@@ -68,7 +69,13 @@ class Session:
         take: Takes bytes of the source's, once it has begun; for a callback, so it does not raise.
         cookies: What the upstream set on whoever began the stream; neither stored nor replayed.
         end: How it ended; None as long as it runs, and where it was not logged.
+        policy: Its route's, for readers that come to it by its id.
+        kept: Whether who has left can come back to it.
+        asked_in: The dialect of the request, where nothing that came tells the stream's.
     """
+
+    policy: Policy | None = None
+    asked_in: Dialect | None = None
 
     def __init__(
         self,
@@ -83,6 +90,7 @@ class Session:
         self.readers = 0
         self.take: Callable[[bytes], None]
         self.cookies: Raw = []
+        self.kept = True
         self.end: StreamEnd | None = None
         self.first_at: float | None = None
         self.started_at = time.monotonic()
@@ -135,9 +143,18 @@ class Session:
         assert self._bound is not None
         return self._bound[1]
 
-    def bind(self, stream: Stream, producer: Producer) -> None:
-        """Give it its place in the log, by which it can be stopped before it has begun."""
+    def bind(self, stream: Stream, producer: Producer, *, kept: bool = True) -> None:
+        """Give it its place in the log, by which it can be stopped before it has begun.
+
+        Args:
+            kept: Whether that is the relay's; from any other nobody reads again.
+        """
         self._bound = stream, producer
+        if not kept:
+            self.kept = False
+            self._ids = "upstream"
+            if self._on_disconnect.kind == "grace":
+                self._on_disconnect = OnDisconnect("cancel")
         producer.watch(
             on_stop=self.stop,
             on_pause=self._pause,
@@ -356,8 +373,8 @@ class Session:
             "stream %s: %s after %d events, %d bytes, %.3f s%s",
             end.id,
             end.reason,
-            end.events,
-            end.bytes,
+            end.event_count,
+            end.byte_count,
             end.duration,
             f": {detail}" if detail else "",
         )
@@ -378,13 +395,29 @@ class Session:
         message = _public(reason)
         if self._kind == "ndjson":
             return said("ndjson", reason, message)
-        event = said(self._dialect or self._feed.dialect or "penstock", reason, message)
-        if stopping:  # all readers will be back at once, if they may
-            event = b"retry: %d\n%b" % (random.randint(1000, 5000), event)
-        if isinstance(self._feed, SseFeed) and self._feed.marked:
+        dialect = self._dialect or self._feed.dialect or self.asked_in or "penstock"
+        early = error if isinstance(error, Unanswered) else None
+        if early is None:
+            event = said(dialect, reason, message)
+            retry_ms = random.randint(1000, 5000) if stopping else None  # all will be back at once, if they may
+            is_final = reason == "cancelled" and not stopping
+        else:
+            event = said(dialect, reason, early.told, early.status)
+            retry_ms = early.retry_ms
+            is_final = retry_ms is None
+        if retry_ms is not None:
+            event = b"retry: %d\n%b" % (retry_ms, event)
+        if self._is_marked(is_final, anew=early is not None and not is_final):
             place = id_line(self.stream.id, self.stream.epoch)
             return b"%b%d\n%b" % (place, self.producer.appended + 1, event)
         return event
+
+    def _is_marked(self, is_final: bool, *, anew: bool) -> bool:
+        """Whether the terminal event has an id, by which an EventSource that comes back is told that it has it all."""
+        feed = self._feed
+        if not isinstance(feed, SseFeed) or anew or not self.kept:
+            return False
+        return feed.marked or (is_final and feed.silent and self._ids == "auto")
 
     def _stream_end(self, reason: LogReason, detail: str) -> StreamEnd:
         feed = self._feed
@@ -403,11 +436,12 @@ class Session:
             owner=self.stream.owner or None,
             reason=reason,
             detail=detail,
-            events=self.producer.appended,
-            bytes=0 if feed is None else feed.received,
+            event_count=self.producer.appended,
+            byte_count=0 if feed is None else feed.received,
             first_event=None if self.first_at is None else self.first_at - self.started_at,
             duration=time.monotonic() - self.started_at,
             usage=None if feed is None else feed.usage.total(),
+            _kind=self._kind,
             _read=read,
         )
 

@@ -8,8 +8,12 @@ from typing import Literal
 from penstock.client.seam import shown
 from penstock.eventlog.base import DEFAULT_RETENTION, EventLog, Retention
 from penstock.eventlog.memory import MemoryLog
+from penstock.eventlog.redis_address import Address
 
 StoreKind = Literal["none", "memory", "sqlite", "redis"]
+
+LEASE = 15.0
+"""Seconds, where nothing else is said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,18 +21,20 @@ class Store:
     """Where streams are kept.
 
     Attributes:
-        url: ``none``, ``memory://``, ``sqlite:///FILE``, ``redis://…`` or ``rediss://…``. It may hold a password, so a
-            repr and a str are without.
+        url: ``none``, ``memory://``, ``sqlite:///FILE``, or ``redis://…`` in one of the forms that
+            `penstock.eventlog.redis_address` has. It may hold a password, so a repr and a str are without.
     """
 
     url: str = field(default="memory://", repr=False)
 
     def __post_init__(self) -> None:
         scheme, mark, rest = self.url.partition("://")
+        if scheme.partition("+")[0] in ("redis", "rediss"):
+            Address.parse(self.url)
+            return
         if self.url != "none" and not (
             (mark and scheme == "memory" and not rest)
             or (scheme == "sqlite" and rest.startswith("/") and len(rest) > 1 and "?" not in rest)
-            or (scheme in ("redis", "rediss") and rest)
         ):
             raise ValueError(
                 f"{shown(self.url)!r} is not a store: write none, memory://, sqlite:///FILE (sqlite:////FILE for a "
@@ -47,9 +53,12 @@ class Store:
         """Whether what it keeps outlives a process, and several processes share it."""
         return self.kind in ("sqlite", "redis")
 
-    def log(self, retention: Retention = DEFAULT_RETENTION) -> EventLog | None:
+    def log(self, retention: Retention = DEFAULT_RETENTION, lease: float = LEASE) -> EventLog | None:
         """The event log there, not opened yet; None for none.
 
+        Args:
+            retention: How much it keeps.
+            lease: Seconds without a sign of life after which a process has lost its streams, where several share it.
         Raises:
             ValueError: It cannot be had.
         """
@@ -61,12 +70,18 @@ class Store:
             case "sqlite":
                 from penstock.eventlog.sqlite import SqliteLog
 
-                return SqliteLog(self.url.removeprefix("sqlite:///"), retention=retention)
+                return SqliteLog(self.url.removeprefix("sqlite:///"), retention=retention, lease=lease)
             case _:
-                raise ValueError(f"{self} is not built yet: keep the streams in memory:// or sqlite:///FILE")
+                try:
+                    from penstock.eventlog.redis import RedisLog
+                except ModuleNotFoundError as error:
+                    if (error.name or "").partition(".")[0] != "redis":
+                        raise
+                    raise ValueError(f"{self} needs redis-py: pip install 'penstock[redis]'") from None
+                return RedisLog(self.url, retention=retention, lease=lease)
 
     def __str__(self) -> str:
-        return shown(self.url)
+        return Address.parse(self.url).shown if self.kind == "redis" else shown(self.url)
 
     def __repr__(self) -> str:
         return f"Store({str(self)!r})"

@@ -19,12 +19,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from penstock.engine.flag import Flag
 from penstock.errors import ReplayGap, StreamError
 from penstock.eventlog.base import End, Page
 from penstock.eventlog.reader import OnRecords, Reader
 from penstock.relay import ends
 from penstock.relay.downstream import Direct, Downstream
-from penstock.relay.feed import Kind
+from penstock.relay.ends import Kind
 
 KEEP_ALIVE = b": keep-alive\n"
 """One line, without a blank line behind it: it dispatches nothing, and stands between blocks only."""
@@ -52,7 +53,7 @@ class Subscriber:
         self._on_records = None if self._direct is None else _writing(self._direct)
         self._keep_alive = keep_alive if kind == "sse" else 0.0
         self._paused = False
-        self._woken = asyncio.Event()
+        self._woken = Flag()
         self._end: End | None = None
         self._seen: int | None = None  # the cursor when last looked at: whether it moves tells silence
         self._timer: asyncio.TimerHandle | None = None
@@ -132,6 +133,7 @@ class Subscriber:
         self._end = page.end
 
     async def _tell_gap(self, missed: ReplayGap) -> None:
+        self._downstream.gaps += 1
         if self._kind != "sse":
             raise missed  # only events have words for it
         await self._downstream.write(ends.gap(missed.requested, missed.earliest))

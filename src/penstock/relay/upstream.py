@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from urllib.parse import quote, urlsplit
@@ -19,9 +20,14 @@ from penstock.errors import (
     PenstockError,
     ProtocolError,
     ReadTimeout,
+    StatusError,
     WriteTimeout,
 )
 from penstock.relay.headers import Raw
+from penstock.resilience.classify import RULES, cause, retry_after
+
+LONGEST = 60.0
+"""Seconds that an upstream may have a reader wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,3 +121,13 @@ def answer_to(error: PenstockError) -> tuple[int, str, str]:
             return 502, "what the upstream answered is not proper HTTP", "http_protocol_error"
         case _:
             return 502, "the upstream closed the connection before it answered", "connection_terminated"
+
+
+def worth_another_try(error: PenstockError) -> float | None:
+    """Seconds after which the same request may fare better; None where another time would change nothing."""
+    if isinstance(error, CircuitOpenError):
+        return error.retry_after
+    if not RULES[cause(error)].retried:
+        return None
+    asked = retry_after(error.retry_after, time.time()) if isinstance(error, StatusError) else None
+    return min(asked or 0.0, LONGEST)
