@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from penstock.origin import app
+from penstock.origin import app, streams
 from penstock.testing import serve
 
 
 @pytest.fixture
-async def origin(tmp_path: Path, anyio_backend: object) -> AsyncIterator[str]:
-    """The sample servers, storing in tmp_path."""
+async def origin(tmp_path: Path, anyio_backend: object, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
+    """The sample servers, storing in tmp_path; their readers may come back at once."""
+    monkeypatch.setattr(streams, "RETRY_MS", 0)
     async with serve(app(tmp_path)) as url:
         yield url
 

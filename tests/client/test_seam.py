@@ -86,7 +86,7 @@ async def test_a_certificate_that_nobody_signed(tmp_path: Path) -> None:
         check=False,
     )
     if made.returncode:
-        pytest.skip("needs openssl")
+        pytest.skip("openssl is not installed")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(tmp_path / "cert", tmp_path / "key")
 

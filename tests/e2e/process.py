@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+
+from tests.e2e import preloaded
 
 PENSTOCK = (sys.executable, "-m", "penstock")
 PATIENCE = 20.0  # seconds that anything here may take that takes none on an idle machine
@@ -41,17 +44,35 @@ class Finished:
         return error
 
 
+def _may_be_forked(command: list[str], options: object) -> bool:
+    """Whether nothing is asked of the process itself."""
+    return preloaded.AVAILABLE and tuple(command[:3]) == PENSTOCK and not options
+
+
 def penstock(
     *arguments: str | Path,
     input: bytes = b"",
     stdin: int | None = None,
     env: Mapping[str, str] | None = None,
     timeout: float = PATIENCE,
+    forked: bool = True,
 ) -> Finished:
-    """Run a command to its end."""
+    """Run a command to its end.
+
+    Args:
+        arguments: Those of `penstock`.
+        input: What it may read, unless `stdin` is a descriptor to read from.
+        stdin: See there.
+        env: Added to the environment.
+        timeout: How long it may take.
+        forked: Whether it may be forked off a process that has loaded Penstock: not where its memory is looked at.
+    """
+    command = [*PENSTOCK, *map(str, arguments)]
+    if forked and _may_be_forked(command, env):
+        return Finished(*preloaded.run(command[3:], input, stdin, timeout))
     given: dict[str, Any] = {"input": input} if stdin is None else {"stdin": stdin}
     done = subprocess.run(
-        [*PENSTOCK, *map(str, arguments)],
+        command,
         **given,
         capture_output=True,
         env={**os.environ, **(env or {})},
@@ -67,10 +88,12 @@ class Running:
     def __init__(self, command: list[str], folder: Path, **options: Any) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._out, self._err = folder / "stdout", folder / "stderr"
-        with self._out.open("wb") as out, self._err.open("wb") as err:
-            self.process = subprocess.Popen(
-                command, **{"stdin": subprocess.DEVNULL, "stdout": out, **options}, stderr=err
-            )
+        self.process: subprocess.Popen[bytes] | preloaded.Forked
+        with self._out.open("wb") as out, self._err.open("wb") as err, Path(os.devnull).open("rb") as nothing:
+            if _may_be_forked(command, options):
+                self.process = preloaded.Forked(command[3:], nothing.fileno(), out.fileno(), err.fileno())
+            else:
+                self.process = subprocess.Popen(command, **{"stdin": nothing, "stdout": out, **options}, stderr=err)
         self.pid = self.process.pid
 
     @property
@@ -169,6 +192,30 @@ def children_of(pid: int) -> list[int]:
             continue  # gone meanwhile
         if int(fields[1]) == pid and fields[0] != "Z":
             found.append(int(stat.parent.name))
+    return found
+
+
+def served_by(pids: Iterable[int], port: int, reader: int) -> int:
+    """Which of these processes has the serving end of a connection.
+
+    Args:
+        pids: The processes.
+        port: What they listen on.
+        reader: The port of the connection's other end.
+    """
+    wanted = f":{port:04X}", f":{reader:04X}"
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
+    (inode,) = [row[9] for row in rows if (row[1][-5:], row[2][-5:]) == wanted]
+    (pid,) = [pid for pid in pids if f"socket:[{inode}]" in open_files(pid)]
+    return pid
+
+
+def open_files(pid: int) -> set[str]:
+    """What a process has open, as /proc names it."""
+    found = set()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):  # closed meanwhile
+            found.add(str(descriptor.readlink()))
     return found
 
 

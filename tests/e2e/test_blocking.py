@@ -49,7 +49,7 @@ def run(text: str, url: str) -> Finished:
 
 
 def test_many_threads_share_a_client_and_its_metrics_add_up(origin: Server) -> None:
-    threads, streams, events = 16, 200, 5
+    threads, streams, events = 16, 50, 5
     seen: list[Metrics] = []
 
     def work() -> None:

@@ -22,7 +22,7 @@ NGINX = shutil.which("nginx", path=os.environ.get("PATH", "") + os.pathsep + "/u
 
 pytestmark = [
     pytest.mark.e2e,
-    pytest.mark.skipif(NGINX is None, reason="there is no nginx to examine: install nginx-light or nginx"),
+    pytest.mark.skipif(NGINX is None, reason="nginx is not installed (Debian: nginx-light)"),
 ]
 
 EVENTS = "/events?count=16&interval=0.1"  # 1.5 s

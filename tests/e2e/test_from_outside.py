@@ -22,7 +22,7 @@ def events(*pairs: tuple[int, str], end: bool = True) -> bytes:
 
 
 async def test_a_bomb_of_small_events_leaves_the_loop_its_turn() -> None:
-    body = gzip.compress(b"data\n\n" * 1_000_000, 9)
+    body = gzip.compress(b"data\n\n" * 300_000, 9)
     head = f"HTTP/1.1 200 OK\r\nContent-Type: {SSE}\r\nContent-Encoding: gzip\r\nContent-Length: {len(body)}\r\n\r\n"
     async with script(wait_request(), head.encode() + body, close()) as server, AsyncClient(server.url) as client:
         turns = 0
@@ -39,8 +39,8 @@ async def test_a_bomb_of_small_events_leaves_the_loop_its_turn() -> None:
             async for _ in stream:
                 count += 1
         ticking.cancel()
-    assert count == 1_000_000
-    assert turns > 6_000_000 // (256 * 1024)
+    assert count == 300_000
+    assert turns > 1_800_000 // (256 * 1024)
 
 
 async def test_another_stream_under_the_same_ids_is_not_passed_on() -> None:
@@ -64,14 +64,16 @@ async def test_a_browser_takes_it_as_it_comes() -> None:
     ended = b"HTTP/1.1 204 No Content\r\n\r\n"
     async with (
         script(
-            [wait_request(), events((1, "one"), (2, "two"), end=False), reset()], once(again), once(ended)
+            [wait_request(), chunked(b"retry: 0\n\n", b"id: 1\ndata: one\n\n", type=SSE, end=False), reset()],
+            once(again),
+            once(ended),
         ) as server,
         AsyncClient(server.url, retry=retries(5)) as client,
     ):
         stream = client.get("/").header("Cache-Control", "no-cache").events(reconnect="strict")
         async with asyncio.timeout(20):
             got = [event.data async for event in stream]
-    assert got == ["one", "two", "new one", "new two"]
+    assert got == ["one", "new one", "new two"]
 
 
 async def test_an_id_that_is_set_again_and_again_loses_nothing() -> None:

@@ -124,6 +124,13 @@ def test_the_operators_side_is_for_no_page_that_was_sent_there_by_name(relay: Se
         assert hidden.status == 404
 
 
+def test_the_operators_side_says_which_methods_there_are(relay: Server) -> None:
+    for path in ("", "page.js", "metrics", "info"):
+        with ask(f"{relay.listening['admin']}/_penstock/{path}", "PUT") as refused:
+            assert refused.status == 405
+            assert sorted(refused.headers["allow"].split(", ")) == ["GET", "HEAD"]
+
+
 def test_the_operators_page_may_read_and_stop_streams(relay: Server) -> None:
     page = relay.listening["admin"]
     asks = {"Access_Control_Request_Method": "GET", "Access_Control_Request_Headers": "last-event-id"}

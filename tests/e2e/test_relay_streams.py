@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import threading
 import urllib.error
 import urllib.request
@@ -55,6 +56,17 @@ def test_the_gateways_ids_keep_alives_and_ends_are_nothing_to_the_openai_sdk(ser
             client.chat.completions.create(model="m", stream=True, messages=[{"role": "user", "content": "why?"}])
         )
     assert "why?" in "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+
+
+def test_who_asks_for_events_is_answered_before_an_upstream_that_never_answers(serve: Serve) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        upstream = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        relay = serve("relay", upstream, "--early-headers", "--timeout-first", "0.5")
+        with openai.OpenAI(base_url=f"{relay.url}/v1", api_key="k", timeout=PATIENCE, max_retries=0) as client:
+            answered = client.chat.completions.create(model="m", stream=True, messages=[])
+            assert answered.response.status_code == 200
+            with pytest.raises(openai.APIError, match="the upstream did not answer in time"):
+                list(answered)
 
 
 def test_a_reader_that_is_cut_off_resumes_at_the_gateway(serve: Serve, origin: Server) -> None:

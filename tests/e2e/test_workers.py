@@ -27,6 +27,7 @@ from tests.e2e.process import (
     needs_proc,
     one_line,
     penstock,
+    served_by,
 )
 
 pytestmark = [pytest.mark.e2e, needs_proc]
@@ -46,7 +47,7 @@ class Stream:
         assert address.port is not None
         self._sock = socket.create_connection((address.hostname, address.port), timeout=PATIENCE)
         self._sock.sendall(f"GET {target} HTTP/1.1\r\nHost: {address.netloc}\r\nConnection: close\r\n\r\n".encode())
-        self._relay, self._port = address.port, self._sock.getsockname()[1]
+        self.relay, self.port = address.port, self._sock.getsockname()[1]
         self.read = b""
         while b"Chunk 1 " not in self.read:
             self.go_on()
@@ -68,27 +69,11 @@ class Stream:
     def whole(self) -> bool:
         return self.rest().endswith(LAST_CHUNK)
 
-    def served_by(self, pids: list[int]) -> int:
-        """Which process has the other end of the connection."""
-        wanted = f":{self._relay:04X}", f":{self._port:04X}"
-        rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
-        (inode,) = [row[9] for row in rows if (row[1][-5:], row[2][-5:]) == wanted]
-        (pid,) = [pid for pid in pids if f"socket:[{inode}]" in open_files(pid)]
-        return pid
-
     def close(self) -> None:
         self._sock.close()
 
 
 Read = Callable[[Running, str, int], dict[int, Stream]]
-
-
-def open_files(pid: int) -> set[str]:
-    found = set()
-    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(OSError):  # closed meanwhile
-            found.add(str(descriptor.readlink()))
-    return found
 
 
 @pytest.fixture
@@ -102,7 +87,7 @@ def read() -> Iterator[Read]:
                 if len(streams) == workers:
                     return streams
                 stream = stack.enter_context(contextlib.closing(Stream(url_of(relay), target)))
-                pid = stream.served_by(children_of(relay.pid))
+                pid = served_by(children_of(relay.pid), stream.relay, stream.port)
                 if streams.setdefault(pid, stream) is not stream:
                     stream.close()
             raise AssertionError(f"200 connections reached the workers {sorted(streams)} only")
@@ -198,10 +183,10 @@ def test_a_signal_lets_the_streams_end(
     start: Start, origin: Server, read: Read, to_all: bool, signum: int, code: int, word: str
 ) -> None:
     relay = start("relay", origin.url, *TWO_WORKERS, "--grace", "20", process_group=0)
-    streams = read(relay, "/generate?chunks=100&interval=0.02", 2)
+    streams = read(relay, "/generate?chunks=40&interval=0.02", 2)
     (os.killpg if to_all else os.kill)(relay.pid, signum)
     assert all(stream.whole for stream in streams.values())
-    assert [stream.read.count(b"Chunk ") for stream in streams.values()] == [100, 100]
+    assert [stream.read.count(b"Chunk ") for stream in streams.values()] == [40, 40]
     assert relay.ended() == code
     assert gone(list(streams))
     assert "Traceback" not in relay.err

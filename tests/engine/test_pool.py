@@ -174,7 +174,7 @@ async def test_a_place_is_free_again_when_dialing_fails_or_is_cancelled() -> Non
                 await asyncio.sleep(0)
                 if how == "cancelled":
                     first.cancel()
-                async with asyncio.timeout(1):
+                async with asyncio.timeout(20):
                     await use(await second)
                 assert isinstance(await asyncio.gather(first, return_exceptions=True), list)
                 for each in fill:
@@ -211,7 +211,7 @@ async def test_a_waiter_that_was_called_and_cannot_come_calls_the_next() -> None
         await exchange.start()
         assert await whole(exchange) == b"ok"  # gives the connection back, and calls the first
         first.cancel()
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(20):
             assert await second is one
         assert first.cancelled()
         await use(one)
@@ -261,7 +261,7 @@ async def test_a_lost_busy_one_frees_its_place() -> None:
         connection = await take(pool, to(server))
         with pytest.raises(TransportError):
             await use(connection)
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(20):
             assert await take(pool, to(server)) is not connection
 
 

@@ -37,7 +37,7 @@ async def test_the_file_of_the_seed(url: str, log: Callable[[], list[str]]) -> N
         assert b"content-length: 478888897\r\n" in head
         assert b"content-disposition: attachment; filename=large.txt\r\n" in head
         assert (await reader.readline()) == b"Line 1: This is a line in the large file.\n"
-    await until(log, timeout=1)
+    await until(log)
     assert "GET /file: the reader left after " in log()[0]
 
 

@@ -113,7 +113,7 @@ async def test_a_refusal_is_readable_before_the_rest_of_the_body_has_come() -> N
     await asyncio.sleep(0.02)
     assert not running.done(), "the rest is still being read"
     browser.inbox.put_nowait({"type": "http.request", "body": b"x", "more_body": False})
-    await asyncio.wait_for(running, 1)
+    await asyncio.wait_for(running, 20)
     assert browser.sent[2]["more_body"] is False
 
 

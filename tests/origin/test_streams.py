@@ -57,7 +57,7 @@ async def test_generate_stops_when_its_reader_leaves(url: str, log: Callable[[],
     async with connected(url) as (reader, writer):
         writer.write(request(f"/generate?chunks=1000000&interval={interval}"))
         await reader.readuntil(b"Chunk 1 ")
-    await until(log, timeout=1)
+    await until(log)
     assert re.fullmatch(r"GET /generate: the reader left after \d+ chunks?", log()[0])
     if interval == "30":
         assert log() == ["GET /generate: the reader left after 1 chunk"]
@@ -68,7 +68,7 @@ async def test_generate_notices_a_half_closed_reader(url: str, log: Callable[[],
         writer.write(request("/generate?interval=30"))
         await reader.readuntil(b"Chunk 1 ")
         writer.write_eof()
-        await until(log, timeout=1)
+        await until(log)
     assert log() == ["GET /generate: the reader left after 1 chunk"]
 
 

@@ -203,7 +203,10 @@ async def test_a_bad_form_is_refused_and_leaves_nothing(
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
-async def test_too_large_a_body_is_413_while_it_is_still_being_sent(tmp_path: Path, framing: str) -> None:
+async def test_too_large_a_body_is_413_while_it_is_still_being_sent(
+    tmp_path: Path, framing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penstock.origin.exchange.LINGER", 0.2)
     body = form(("x", b"y" * 3_000_000))
     async with serve(app(tmp_path, limits=Limits(max_body_bytes=1_000_000))) as url:
         async with connected(url) as (reader, writer):

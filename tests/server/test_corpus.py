@@ -68,6 +68,15 @@ class App:
             self.running -= 1
 
 
+async def comes(reading: asyncio.Future[bytes]) -> bool:
+    """Whether anything comes: turns are counted and not time, for in each of them all have had theirs."""
+    for _ in range(12):
+        if reading.done():
+            return True
+        await asyncio.sleep(0.003)
+    return reading.done()
+
+
 async def told(slices: Iterable[bytes]) -> Told:
     app, got, closed = App(), bytearray(), False
     async with serve(app) as url:
@@ -76,17 +85,15 @@ async def told(slices: Iterable[bytes]) -> Told:
                 writer.write(piece)
                 await asyncio.sleep(0)
             while not closed:
-                try:
-                    async with asyncio.timeout(0.03 if len(STATUS.findall(got)) else 0.05):
-                        data = await reader.read(65536)
-                except TimeoutError:
-                    if b"connection: close" not in got:
-                        break
-                    async with asyncio.timeout(1):  # it says that it closes
-                        data = await reader.read(65536)
+                reading = asyncio.ensure_future(reader.read(65536))
+                if b"connection: close" not in got and not await comes(reading):
+                    reading.cancel()
+                    break
+                async with asyncio.timeout(20):  # if it says that it closes, it does
+                    data = await reading
                 got += data
                 closed = not data
-        await until(lambda: not app.running, 1)
+        await until(lambda: not app.running)
     return Told(app.requests, [int(each) for each in STATUS.findall(got)], closed)
 
 
