@@ -15,6 +15,7 @@ from penstock.relay.head import Head
 from penstock.relay.headers import Raw
 from penstock.relay.marks import LOST, Place
 from penstock.testing import serve
+from tests.relay.peers import Peer, upstream
 from tests.relay.readers import fetch
 
 pytestmark = pytest.mark.anyio
@@ -93,3 +94,17 @@ async def test_the_answers_fields_are_the_heads_and_ours() -> None:
         (b"x-content-type-options", b"nosniff"),
     ]
     await log.aclose()
+
+
+async def test_who_began_a_stream_is_answered_as_the_upstream_did_though_nothing_came() -> None:
+    async def play(peer: Peer) -> None:
+        while True:
+            await peer.take_head()
+            await peer.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 0\r\n\r\n")
+
+    async with upstream(play) as up, serve(Relay(up.url, store="memory://")) as url:
+        for _ in range(5):
+            answer = await fetch(url, "/e")
+            assert (answer.status, answer.whole, answer.body) == (200, True, b"")
+            again = await fetch(url, f"/_penstock/streams/{answer.field('penstock-stream')}")
+            assert again.status == 204

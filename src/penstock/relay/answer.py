@@ -58,9 +58,8 @@ async def attended(downstream: Downstream, session: Session | None = None) -> As
 def fields_of(stream: Stream, head: Head, root: str = "", *, kept: bool = True) -> Raw:
     """The fields of a logged stream's answer: the upstream's, and how to come back to one that is kept."""
     names = {name for name, _ in head.headers}
-    ours: Raw = [(b"cache-control", b"no-store, no-transform")]
-    if kept:
-        ours.append((STREAM_FIELD, stream.id.encode()))
+    ours: Raw = [(STREAM_FIELD, stream.id.encode())] if kept else []
+    ours.append((b"cache-control", b"no-store, no-transform"))
     if kept and b"location" not in names:
         ours.append((b"location", f"{root}{PATH}{stream.id}".encode()))
     if head.kind != "bytes":
@@ -80,6 +79,7 @@ async def give(
     keep_alive: float = 15.0,
     handover: Handover | None = None,
     kept: bool = True,
+    first_reader: bool = False,
 ) -> None:
     """Answer a reader with a stream, from its place on, to the stream's end.
 
@@ -93,6 +93,7 @@ async def give(
         keep_alive: Seconds of silence after which an event stream's reader is sent a comment; 0 never.
         handover: What sends it to another relay when this one drains.
         kept: Whether it can come back to the stream, and so is told how.
+        first_reader: Whether the stream is its request's: it is answered as the upstream did, though nothing came.
     Raises:
         PenstockError: The stream did not end well, or cannot be read to its end. It is for the server to see, so that
             the answer cannot look whole.
@@ -112,7 +113,7 @@ async def give(
             return
         first = missed
     else:
-        if _nothing_follows(first, after):
+        if not first_reader and _nothing_follows(first, after):
             await downstream.start(204, [(STREAM_FIELD, stream.id.encode()), *more_headers])
             await downstream.finish()
             return

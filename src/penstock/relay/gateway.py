@@ -241,6 +241,7 @@ class Gate(Resumption):
                         keep_alive=policy.keep_alive,
                         handover=self.streams.handover if session.kept else None,
                         kept=session.kept,
+                        first_reader=True,
                     )
             if outgoing is not None and session.cancelled and not session.has_begun:
                 logger.info(
