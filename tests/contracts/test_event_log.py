@@ -94,14 +94,22 @@ def cluster_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield f"redis+cluster://127.0.0.1:{servers[0].port}"
 
 
-@pytest.fixture(
-    params=[
-        "memory",
-        "sqlite",
-        pytest.param("redis", marks=needs_redis),
-        pytest.param("cluster", marks=needs_redis),
-    ]
-)
+def marks_of(backend: str, check: Check | None = None) -> list[pytest.MarkDecorator]:
+    """What it needs; and where it takes long, and is the same as on one server, it is for the slow tests."""
+    marks = [needs_redis] if backend in ("redis", "cluster") else []
+    slow = backend == "cluster" and check is not None and check.__name__ in PASSING
+    return [*marks, pytest.mark.soak] if slow else marks
+
+
+BACKENDS = ("memory", "sqlite", "redis", "cluster")
+CASES = [
+    pytest.param(backend, check, marks=marks_of(backend, check), id=f"{backend}-{check.__name__}")
+    for backend in BACKENDS
+    for check in EVENT_LOG_CHECKS
+]
+
+
+@pytest.fixture
 def backend(request: pytest.FixtureRequest) -> Benches:
     check: str = getattr(request.node.callspec.params.get("check"), "__name__", "")
     match request.param:
@@ -116,8 +124,8 @@ def backend(request: pytest.FixtureRequest) -> Benches:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("check", EVENT_LOG_CHECKS, ids=lambda check: check.__name__)
-async def test_keeps_the_contract(check: Check, backend: Benches) -> None:
+@pytest.mark.parametrize(("backend", "check"), CASES, indirect=["backend"])
+async def test_keeps_the_contract(backend: Benches, check: Check) -> None:
     await check(backend)
 
 
@@ -126,6 +134,9 @@ async def test_the_suite_runs_as_one() -> None:
     await check_event_log(memory)
 
 
+@pytest.mark.parametrize(
+    "backend", [pytest.param(backend, marks=marks_of(backend)) for backend in BACKENDS], indirect=True
+)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     batches=st.lists(st.lists(st.binary(max_size=6), max_size=4), max_size=6),

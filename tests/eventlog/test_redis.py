@@ -9,7 +9,7 @@ import shutil
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -554,10 +554,14 @@ async def test_running_streams_share_what_is_left(server: RedisServer) -> None:
         async with asyncio.timeout(PATIENCE):
             while sum(info.offset - info.earliest * 4_000 for info in await log.streams()) > 200_000:
                 await grow()
-            with pytest.raises(LimitExceeded):
-                while True:
-                    await log.open(None, "", b"")
-                    await grow()
+            with ExitStack() as readers:
+                for stream, _ in streams:  # so that nothing of them can go
+                    readers.enter_context(stream.reader(stream.sequence))
+                with pytest.raises(LimitExceeded) as raised:
+                    while True:
+                        await log.open(None, "", b"")
+                        await grow()
+                assert raised.value.limit == "max_bytes"
 
 
 async def test_a_name_of_ones_own_goes_with_a_key(server: RedisServer) -> None:

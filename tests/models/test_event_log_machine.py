@@ -30,7 +30,7 @@ class Subscriber:
         self.reader = reader
         self.start = start
         self.got: list[bytes] = []
-        self.ends: list[End] = []
+        self.ends: list[End | None] = []
 
     def take(self, records: Sequence[bytes], last: int) -> None:
         self.got += records

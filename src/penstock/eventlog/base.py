@@ -401,6 +401,7 @@ class Producer(ABC):
         on_lost: Callable[[], None] | None = None,
         on_trouble: Callable[[StoreError], None] | None = None,
         on_readers: Callable[[int], None] | None = None,
+        outlive: bool = False,
     ) -> None:
         """Be told what concerns the source, on the event loop; what holds already is told at once.
 
@@ -409,9 +410,12 @@ class Producer(ABC):
             on_pause: The log or its backlog is full: stop the source.
             on_resume: It may go on.
             on_stored: All up to this cursor is stored.
-            on_lost: The lease ran out, and the stream with it: abort the source.
+            on_lost: The lease ran out, and the stream with it: abort the source. One that outlives that has not ended.
             on_trouble: The store failed; the log tries again, and holds what it can in the meantime.
             on_readers: So many are attached now; those in other processes are told of with some delay.
+            outlive: Whether the stream goes on for those who read it here, ``fast`` as it is, when its place in the
+                store is lost because the store is away for too long: nothing more of it is stored, all others get
+                ``producer_lost``, and `on_lost` tells it. A log that has no such store takes no notice.
         """
 
 

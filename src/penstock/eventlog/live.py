@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Callable, Sequence
-from typing import NoReturn, TypeVarTuple, Unpack
+from collections.abc import Callable
+from typing import NoReturn
 
 from penstock.errors import ProducerLost, StoreError
-from penstock.eventlog.base import End, Producer, Promise, Reason, State, Stream
+from penstock.eventlog.base import End, Producer, Promise, Reason, State
+from penstock.eventlog.followed import Followed, tell
 from penstock.eventlog.reader import Reader
-
-Args = TypeVarTuple("Args")
 
 BURST = 512 * 1024
 """Bytes that may still come of a source that has been paused: what had been read of its socket by then, and more."""
@@ -31,12 +30,11 @@ class Pause(enum.Flag):
     """The log is full of what the fastest attached reader has yet to read."""
 
 
-class LiveStream(Stream, Producer):
+class LiveStream(Followed, Producer):
     """Both faces of a stream that is produced here."""
 
     __slots__ = (
         "_elsewhere",
-        "_followers",
         "_lost",
         "_on_lost",
         "_on_pause",
@@ -45,6 +43,7 @@ class LiveStream(Stream, Producer):
         "_on_stop",
         "_on_stored",
         "_on_trouble",
+        "_outlives",
         "_paused_at",
         "_pauses",
         "_readers",
@@ -63,8 +62,6 @@ class LiveStream(Stream, Producer):
         self._lost = False
         self._pauses = Pause.NONE
         self._paused_at = 0  # bytes that it held when it was paused for its readers
-        # Made anew when somebody comes or leaves, so that a fan-out in progress is not disturbed.
-        self._followers: tuple[Reader, ...] = ()
         self._readers: set[Reader] = set()
         self._elsewhere: tuple[int, int] = (0, -1)  # readers in other processes, and the cursor of the furthest
         self._waiters: set[asyncio.Future[None]] = set()
@@ -76,6 +73,7 @@ class LiveStream(Stream, Producer):
         self._on_lost: Callable[[], None] | None = None
         self._on_trouble: Callable[[StoreError], None] | None = None
         self._on_readers: Callable[[int], None] | None = None
+        self._outlives = False
 
     @property
     def paused(self) -> bool:
@@ -97,6 +95,7 @@ class LiveStream(Stream, Producer):
         on_lost: Callable[[], None] | None = None,
         on_trouble: Callable[[StoreError], None] | None = None,
         on_readers: Callable[[int], None] | None = None,
+        outlive: bool = False,
     ) -> None:
         """Be told what concerns the source; see `Producer.watch`."""
         self._on_stop = on_stop
@@ -106,15 +105,16 @@ class LiveStream(Stream, Producer):
         self._on_lost = on_lost
         self._on_trouble = on_trouble
         self._on_readers = on_readers
+        self._outlives = outlive
         if self._lost:
-            _tell(on_lost)
+            tell(on_lost)
         elif self.state is not State.ENDED:
             if self.stop_requested:
-                _tell(on_stop)
+                tell(on_stop)
             if self.paused:
-                _tell(on_pause)
+                tell(on_pause)
             if self.readers:
-                _tell(on_readers, self.readers)
+                tell(on_readers, self.readers)
 
     async def wait(self, after: int) -> None:
         """Wait until there may be something to read; see `Stream.wait`."""
@@ -161,7 +161,7 @@ class LiveStream(Stream, Producer):
 
     def _tell_readers(self) -> None:
         if self.ended is None:
-            _tell(self._on_readers, self.readers)
+            tell(self._on_readers, self.readers)
 
     def _moved(self) -> None:
         if Pause.READERS in self._pauses:
@@ -173,9 +173,6 @@ class LiveStream(Stream, Producer):
         self._followers = (*self._followers, reader)
         self._moved()
         return True
-
-    def _unfollow(self, reader: Reader) -> None:
-        self._followers = tuple(each for each in self._followers if each is not reader)
 
     def _fastest(self) -> int | None:
         """The furthest cursor of those who are attached; None if nobody is."""
@@ -193,24 +190,10 @@ class LiveStream(Stream, Producer):
 
     # -- telling ---------------------------------------------------------------------------------------------------
 
-    def _tell_records(self, records: Sequence[bytes], last: int) -> None:
-        for reader in self._followers:
-            if reader.following:  # one that another's callback has let go of is not called any more
-                reader.cursor = last
-                try:
-                    reader._on_records(records, last)
-                except Exception as error:
-                    reader.unfollow()
-                    _report(error)
-
     def _tell_end(self, end: End) -> None:
         """Make the end known here."""
         self.ended = end
-        followers, self._followers = self._followers, ()
-        for reader in followers:
-            if reader.following:
-                reader.following = False
-                _tell(reader._on_end, end)
+        self._let_go(end)
         self._wake()
         self._pauses = Pause.NONE  # not told: there is no source any more
 
@@ -226,14 +209,14 @@ class LiveStream(Stream, Producer):
         for stored, wanted in list(self._storing.items()):
             if wanted <= cursor and not stored.done():
                 stored.set_result(None)
-        _tell(self._on_stored, cursor)
+        tell(self._on_stored, cursor)
 
     def _tell_trouble(self, error: StoreError) -> None:
         """Nothing more was stored."""
         for stored in self._storing:
             if not stored.done():
                 stored.set_exception(error)
-        _tell(self._on_trouble, error)
+        tell(self._on_trouble, error)
 
     def _tell_stop(self) -> bool:
         """Somebody asks for a stop; whether there is something to stop."""
@@ -241,7 +224,7 @@ class LiveStream(Stream, Producer):
             return False
         if not self.stop_requested:
             self.stop_requested = True
-            _tell(self._on_stop)
+            tell(self._on_stop)
         return True
 
     # -- pausing ---------------------------------------------------------------------------------------------------
@@ -250,7 +233,7 @@ class LiveStream(Stream, Producer):
         first = not self.paused
         self._pauses |= why
         if first:
-            _tell(self._on_pause)
+            tell(self._on_pause)
 
     def _resume(self, why: Pause) -> None:
         if self._pauses is Pause.NONE:
@@ -259,7 +242,7 @@ class LiveStream(Stream, Producer):
         if left is not self._pauses:
             self._pauses = left
             if left is Pause.NONE:
-                _tell(self._on_resume)
+                tell(self._on_resume)
 
     def _hold_back(self, held: int) -> None:
         """Pause the source for the fastest reader, with so many bytes in the log."""
@@ -289,7 +272,7 @@ class LiveStream(Stream, Producer):
         for stored in self._storing:
             if not stored.done():
                 stored.set_result(None)  # to look again, and raise
-        _tell(self._on_lost)
+        tell(self._on_lost)
 
     def _refuse(self) -> NoReturn:
         """Say why nothing can be appended."""
@@ -298,18 +281,3 @@ class LiveStream(Stream, Producer):
         if self.state is State.STARTING:
             raise RuntimeError("start() the stream before appending to it")
         raise RuntimeError("the stream has ended")
-
-
-def _tell(callback: Callable[[Unpack[Args]], None] | None, *arguments: *Args) -> None:
-    """Call somebody whose failure is not ours."""
-    if callback is not None:
-        try:
-            callback(*arguments)
-        except Exception as error:
-            _report(error)
-
-
-def _report(error: Exception) -> None:
-    asyncio.get_running_loop().call_exception_handler(
-        {"message": "a callback of the event log raised", "exception": error}
-    )

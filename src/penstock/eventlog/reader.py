@@ -26,7 +26,7 @@ from typing import Self
 from penstock.eventlog.base import PAGE_BYTES, PAGE_RECORDS, End, Page, Stream
 
 OnRecords = Callable[[Sequence[bytes], int], None]
-OnEnd = Callable[[End], None]
+OnEnd = Callable[[End | None], None]
 
 
 class Reader:
@@ -87,7 +87,8 @@ class Reader:
 
         Args:
             on_records: Called with the very records and the cursor behind them.
-            on_end: Called once, with the end; the reader then follows no more.
+            on_end: Called once, with the end, or with None where what comes next has to be read; the reader then
+                follows no more.
         Returns:
             False if there is something to read first, or the tail is in another process: `read`, then `wait`.
         """

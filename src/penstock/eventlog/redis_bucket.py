@@ -335,7 +335,7 @@ class Bucket:
             return 0
         self._urgent = False
         self._flushing = True
-        streams, self._dirty = self._dirty, []
+        streams, self._dirty = [stream for stream in self._dirty if not stream._adrift], []
         undue, self._undue = self._undue, []
         limit = self.log._stream_limit()
         flush: list[Any] = [self.token, KEEP * 1000]
@@ -356,6 +356,7 @@ class Bucket:
         done: asyncio.Future[Any],
     ) -> None:
         self._flushing = False
+        streams = [stream for stream in streams if not stream._adrift]
         error = done.exception()
         if self.log._closed:
             return

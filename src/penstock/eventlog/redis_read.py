@@ -58,9 +58,8 @@ def page_of(records: Iterable[bytes], skip: int, max_records: int, max_bytes: in
     return page
 
 
-def gap_in_bytes(offset: int, row: Row) -> ReplayGap:
+def gap_in_bytes(offset: int, earliest: int) -> ReplayGap:
     """What to raise for an offset before which all is gone."""
-    earliest = row.dropped_offset
     return ReplayGap(
         f"the bytes from {offset} on were evicted; read from {earliest} on", requested=offset, earliest=earliest
     )

@@ -15,7 +15,8 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from penstock.errors import StoreError, StreamGone
-from penstock.eventlog.base import End, Page, State, Stream
+from penstock.eventlog.base import End, Page, State
+from penstock.eventlog.followed import Followed
 from penstock.eventlog.reader import Reader
 from penstock.eventlog.redis_read import Found, gap_in_bytes, page_of
 from penstock.eventlog.redis_scripts import STOP, Entry, Row, unpack
@@ -27,7 +28,7 @@ HELD_BYTES = 64 * 1024
 LINGER = 5.0
 
 
-class StoredStream(Stream):
+class StoredStream(Followed):
     """A stream that is produced elsewhere, or that has ended: one for all who read it here.
 
     While somebody waits, and for a while after that, its bucket's tail brings what is stored of it; the last of that
@@ -81,10 +82,16 @@ class StoredStream(Stream):
     @property
     def wanted(self) -> bool:
         """Whether somebody waits for more of it, or just has."""
-        return self.ended is None and not self._gone and bool(self._waiters or time.monotonic() < self._until)
+        return (
+            self.ended is None
+            and not self._gone
+            and bool(self._followers or self._waiters or time.monotonic() < self._until)
+        )
 
     def wake(self, error: StoreError | None = None) -> None:
         """It may have gone on; or nobody can say so."""
+        if error is not None:
+            self._let_go()
         waiters, self._waiters = self._waiters, set()
         for waiter in waiters:
             if waiter.done():
@@ -123,6 +130,8 @@ class StoredStream(Stream):
                 self.state = State.RUNNING
                 if entry.value != b"=":
                     self.head = entry.value[1:]
+        if self._followers:
+            self._moved()
         self.wake()
 
     def _take(self, entry: Entry) -> None:
@@ -130,21 +139,31 @@ class StoredStream(Stream):
             return
         offset, records = unpack(entry.value)
         if entry.sequence - len(records) != self.sequence:
-            self._held.clear()  # some were evicted meanwhile; who wants them is told by Redis
-            self._held_bytes = 0
+            self._skip()  # some were evicted meanwhile; who wants them is told by Redis
         self.sequence, self.offset = entry.sequence, offset
         self._held.extend(records)
         self._held_bytes += sum(map(len, records))
         while self._held_bytes > HELD_BYTES and len(self._held) > 1:
             self._held_bytes -= len(self._held.popleft())
+        if self._followers:
+            self._tell_records(records, self.sequence)
+
+    def _skip(self) -> None:
+        """What comes next does not go on from what is held."""
+        self._held.clear()
+        self._held_bytes = 0
+        self._let_go()
 
     def _take_end(self, end: End) -> None:
         if end.sequence - 1 != self.sequence:
-            self._held.clear()
-            self._held_bytes = 0
+            self._skip()
         self.sequence, self.offset = end.sequence - 1, end.offset
+        self._has_ended(end)
+
+    def _has_ended(self, end: End) -> None:
         self.ended = end
         self.state = State.ENDED
+        self._let_go(end)
         self._bucket.reports.has_ended(self)
 
     def look_at(self, row: Row | None, known: int = 0) -> None:
@@ -160,17 +179,17 @@ class StoredStream(Stream):
             return
         self.earliest = max(self.earliest, row.dropped)
         self._dropped_offset = max(self._dropped_offset, row.dropped_offset)
+        if self._followers and row.last > self.sequence:
+            return  # the tail is about to tell them
         if self.ended is None and (row.last >= self.sequence or row.last < known or row.end is not None):
             if row.last != self.sequence:
-                self._held.clear()
-                self._held_bytes = 0
+                self._skip()
             self.head = row.head
             self.state = row.state
             self.sequence = row.last
             self.offset = row.offset
-            self.ended = row.end
             if row.end is not None:
-                self._bucket.reports.has_ended(self)
+                self._has_ended(row.end)
             self.wake()
 
     def _is_gone(self) -> None:
@@ -178,6 +197,7 @@ class StoredStream(Stream):
         if self.ended is None:  # it lost its data, and with them the producer
             self.ended = End("producer_lost", b"", self.sequence + 1, self.offset)
             self.state = State.ENDED
+            self._let_go(self.ended)
         self._gone = True
         self.wake()
 
@@ -199,7 +219,7 @@ class StoredStream(Stream):
         found = await self._found(0, offset, max_records, max_bytes)
         assert found.row is not None
         if offset < found.row.dropped_offset:
-            raise gap_in_bytes(offset, found.row)
+            raise gap_in_bytes(offset, found.row.dropped_offset)
         return _page(found)
 
     def _held_page(self, after: int, skip: int, max_records: int, max_bytes: int) -> Page:
@@ -237,6 +257,17 @@ class StoredStream(Stream):
     def _detach(self, reader: Reader) -> None:
         self._readers.discard(reader)
         self._bucket.reports.of(self)
+
+    def _follow(self, reader: Reader) -> bool:
+        if reader.cursor != self.sequence or self.state is not State.RUNNING or self._gone:
+            return False
+        self._bucket.tail.follow(self)
+        self._followers = (*self._followers, reader)
+        return True
+
+    def _unfollow(self, reader: Reader) -> None:
+        super()._unfollow(reader)
+        self._until = time.monotonic() + LINGER
 
     def _moved(self) -> None:
         # Where the stream is far from full, nobody need know how far its readers are.

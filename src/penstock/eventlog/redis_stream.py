@@ -1,6 +1,9 @@
 """A stream of the log in Redis that is produced here.
 
 It is numbered and told at once, and waits in `_unstored` until a flush has stored it; a reader behind that reads Redis.
+
+One that outlives its place there is *adrift*: what is not stored, and what comes, is held for those who read it here,
+up to a limit, and Redis has nothing to do with it any more.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from penstock.errors import StreamGone
 from penstock.eventlog.base import End, Page, Promise, Reason, State
+from penstock.eventlog.followed import tell
 from penstock.eventlog.live import LiveStream, Pause
 from penstock.eventlog.reader import Reader
 from penstock.eventlog.redis_read import Found, gap_in_bytes, page_of
@@ -21,15 +25,17 @@ if TYPE_CHECKING:
     from penstock.eventlog.redis_bucket import Bucket
 
 MAX_BATCH_BYTES = 64 * 1024
-HELD_BYTES = 64 * 1024
-LINGER = 5.0
 CUTS = 16
+
+ADRIFT_BYTES = 1024 * 1024
+"""Bytes that are held of a stream that is adrift."""
 
 
 class RedisStream(LiveStream):
     """A stream that is produced here. `RedisLog.open` makes it."""
 
     __slots__ = (
+        "_adrift",
         "_bucket",
         "_collecting",
         "_collecting_bytes",
@@ -75,6 +81,7 @@ class RedisStream(LiveStream):
         self._collecting_end: End | None = None
         self._collecting_start = False
         self._dirty = False
+        self._adrift = False
         self._start_is_due = False
         self._new_head: bytes | None = None
         self._end: End | None = None
@@ -98,6 +105,8 @@ class RedisStream(LiveStream):
         """Append records; see `Producer.append`."""
         if self.state is not State.RUNNING:
             self._refuse()
+        if self._adrift:
+            return self._append_adrift(records)
         size = sum(map(len, records))
         self._unstored += records
         self._unstored_bytes += size
@@ -109,7 +118,10 @@ class RedisStream(LiveStream):
             self._mark(urgent=not self.stored_sequence)
         if log._backlog > log._max_backlog:
             log._is_full = True
-            self._pause(Pause.BACKLOG)
+            if self._outlives and log.trouble is not None:
+                self._bucket.lose_one(self)
+            else:
+                self._pause(Pause.BACKLOG)
         if not self.durable:
             self.sequence = last
             self.offset = offset
@@ -125,8 +137,11 @@ class RedisStream(LiveStream):
             return False
         self.state = State.ENDING
         self._end = self._end_record(reason, detail)
-        self._mark(urgent=True)
-        if not self.durable:
+        if self._adrift:
+            self.state = State.ENDED
+        else:
+            self._mark(urgent=True)
+        if self._adrift or not self.durable:
             self._tell_end(self._end)
         return True
 
@@ -161,6 +176,8 @@ class RedisStream(LiveStream):
     async def _read(self, after: int, max_records: int, max_bytes: int) -> Page:
         if after >= self._stored_records:
             return self._unstored_page(after, 0, max_records, max_bytes)
+        if self._adrift:
+            self._check_earliest(after)
         stored = self._stored_records
         found = await self._bucket.read(self.id, self.epoch, after, None, max_records, max_bytes)
         return self._page(found, after, stored)
@@ -176,10 +193,12 @@ class RedisStream(LiveStream):
                 begin += len(record)
                 after += 1
             return self._unstored_page(after, offset - begin, max_records, max_bytes)
+        if self._adrift:
+            raise gap_in_bytes(offset, self._stored_offset)
         stored = self._stored_records
         found = await self._bucket.read(self.id, self.epoch, 0, offset, max_records, max_bytes)
         if found.row is not None and offset < found.row.dropped_offset:
-            raise gap_in_bytes(offset, found.row)
+            raise gap_in_bytes(offset, found.row.dropped_offset)
         return self._page(found, None, stored)
 
     def _page(self, found: Found, after: int | None, stored: int) -> Page:
@@ -317,14 +336,66 @@ class RedisStream(LiveStream):
         self._collecting = self._collecting_bytes = 0
 
     def _make_room(self) -> None:
-        if self.state is State.RUNNING:
+        if self._adrift:
+            self._drop()
+        elif self.state is State.RUNNING:
             self._mark(urgent=True)  # the next flush trims what it may
 
     def _stored_bytes(self) -> int:
         return self._stored_offset - self._trimmed_offset
 
+    # -- adrift ----------------------------------------------------------------------------------------------------
+
+    def _append_adrift(self, records: Sequence[bytes]) -> int:
+        size = sum(map(len, records))
+        self._unstored += records
+        self._unstored_bytes += size
+        self.appended = self.sequence = last = self.appended + len(records)
+        self.appended_offset = self.offset = self.appended_offset + size
+        self._tell_records(records, last)
+        self._wake()
+        if self._unstored_bytes > ADRIFT_BYTES:
+            self._drop()
+        return last
+
+    def _drop(self) -> None:
+        """Hold less, but what the fastest reader has yet to read: for that the source is paused."""
+        fastest = self._fastest()
+        if fastest is None or self._goes_on(self._unstored_bytes, ADRIFT_BYTES):
+            fastest = self.appended
+        count = 0
+        while self._unstored_bytes > ADRIFT_BYTES * 7 // 8 and self._stored_records + count < fastest:
+            self._unstored_bytes -= len(self._unstored[count])
+            self._stored_offset += len(self._unstored[count])
+            count += 1
+        del self._unstored[:count]
+        self.earliest = self._stored_records = self._stored_records + count
+        if self._unstored_bytes > ADRIFT_BYTES:
+            self._hold_back(self._unstored_bytes)
+        else:
+            self._resume(Pause.READERS)
+
+    def _go_adrift(self) -> None:
+        self._adrift = self._lost = True
+        self._dirty = True  # as it is never flushed, so it is never marked
+        self._elsewhere_by.clear()
+        self._elsewhere = 0, -1
+        self._trimmed_offset = self._stored_offset
+        self.earliest = self._stored_records
+        for stored in self._storing:
+            if not stored.done():
+                stored.set_result(None)  # to look again, and raise
+        self._resume(Pause.BACKLOG | Pause.READERS)
+        tell(self._on_lost)
+        self._tell_readers()
+
+    # -- ending ----------------------------------------------------------------------------------------------------
+
     def _lose(self) -> None:
         self._bucket.log._backlog -= self._unstored_bytes
+        if self._outlives and not self.durable and self._end is None and not self._bucket.log._closed:
+            self._go_adrift()
+            return
         self._unstored.clear()
         self._unstored_bytes = 0
         self._end = None

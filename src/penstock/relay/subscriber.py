@@ -92,7 +92,7 @@ class Subscriber:
     def _follow(self) -> bool:
         return self._on_records is not None and self._reader.follow(self._on_records, self._on_end)
 
-    def _on_end(self, end: End) -> None:
+    def _on_end(self, end: End | None) -> None:
         self._end = end
         self._woken.set()
 
