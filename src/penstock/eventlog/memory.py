@@ -1,7 +1,7 @@
 """The event log in memory: bounded, and gone with its process.
 
 The log and its producers live and die together, so no lease can run out and what is appended is stored. An append
-touches two lists and compares one number: what a stream may hold is granted by the log in slices, and only at the end
+touches one list and compares one number: what a stream may hold is granted by the log in slices, and only at the end
 of a slice does anybody look at the limits.
 
 ===========================  =====================================================================================
@@ -23,6 +23,7 @@ import time
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 from penstock.errors import LimitExceeded, ReplayGap
 from penstock.eventlog.base import (
@@ -41,13 +42,13 @@ from penstock.eventlog.base import (
 from penstock.eventlog.live import LiveStream, Pause
 
 OVERHEAD = 96
-"""Bytes that a record takes beside its own: the object and its places in two lists."""
+"""Bytes that a record takes beside its own: the object, its place in a list, and where it ends once that is counted."""
 
 STREAM_OVERHEAD = 2048
 """Bytes that a stream takes beside its records and its head."""
 
 SLICE = 4096
-"""Bytes that a stream is granted at a time."""
+"""Bytes that a stream is granted at a time, at the least; or an eighth of what it has."""
 
 
 class MemoryLog(EventLog):
@@ -220,9 +221,9 @@ class MemoryStream(LiveStream):
     __slots__ = (
         "_base_offset",
         "_ceiling",
+        "_counted",
         "_granted",
         "_log",
-        "_offsets",
         "_records",
         "ended_at",
         "head_bytes",
@@ -237,7 +238,7 @@ class MemoryStream(LiveStream):
         self.ended_at = 0.0
         # Those after `earliest`, and where each ends.
         self._records: list[bytes] = []
-        self._offsets: list[int] = []
+        self._counted: list[int] = []
         self._base_offset = 0
         self._granted = self._ceiling = log.first_slice  # the ceiling is one of `offset + OVERHEAD * sequence`
 
@@ -267,10 +268,8 @@ class MemoryStream(LiveStream):
         if self.state is not State.RUNNING:
             self._refuse()
         offset = self.offset
-        offsets = self._offsets
         for record in records:
             offset += len(record)
-            offsets.append(offset)
         self._records += records
         self.offset = offset
         self.sequence = self.stored_sequence = last = self.sequence + len(records)
@@ -328,23 +327,34 @@ class MemoryStream(LiveStream):
                 requested=offset,
                 earliest=self._base_offset,
             )
-        start = bisect_right(self._offsets, offset)
-        begin = self._offsets[start - 1] if start else self._base_offset
+        ends = self._ends()
+        start = bisect_right(ends, offset)
+        begin = ends[start - 1] if start else self._base_offset
         return self._page(start, offset - begin, max_records, max_bytes, self.earliest + start)
 
     def _page(self, start: int, skip: int, max_records: int, max_bytes: int, after: int) -> Page:
         """The records from an index on, the first without its first bytes."""
-        offsets = self._offsets
-        if start >= len(offsets):
+        ends = self._ends()
+        if start >= len(ends):
             return Page((), after, self.offset, self.ended)
-        begin = (offsets[start - 1] if start else self._base_offset) + skip
-        stop = bisect_right(offsets, begin + max_bytes, start)
+        begin = (ends[start - 1] if start else self._base_offset) + skip
+        stop = bisect_right(ends, begin + max_bytes, start)
         stop = min(max(stop, start + 1), start + max_records)
         records = self._records[start:stop]
         if skip:
             records[0] = records[0][skip:]
         last = self.earliest + stop
-        return Page(records, last, offsets[stop - 1], self.ended if last == self.sequence else None)
+        return Page(records, last, ends[stop - 1], self.ended if last == self.sequence else None)
+
+    def _ends(self) -> list[int]:
+        """Where each record ends [bytes]: counted when somebody asks, not as they come."""
+        ends = self._counted
+        if len(ends) < len(self._records):
+            end = ends[-1] if ends else self._base_offset
+            for record in islice(self._records, len(ends), None):
+                end += len(record)
+                ends.append(end)
+        return ends
 
     # -- keeping within bounds -------------------------------------------------------------------------------------
 
@@ -355,7 +365,7 @@ class MemoryStream(LiveStream):
         limit = self._log.retention.max_stream_bytes
         wanted = self._weight() - self._granted
         if self._granted + wanted <= limit:
-            more = max(wanted, min(SLICE, limit - self._granted))
+            more = max(wanted, min(max(SLICE, self._granted // 8), limit - self._granted))
             if self._log._reserve(more):
                 self._grant(more)
                 self._resume(Pause.READERS)
@@ -375,8 +385,9 @@ class MemoryStream(LiveStream):
         """The cursor behind which what is left is within a limit; never the last record."""
         held = self._weight()
         begin = self._base_offset
-        for index, end in enumerate(self._offsets):
-            if held <= limit or index == len(self._offsets) - 1:
+        ends = self._ends()
+        for index, end in enumerate(ends):
+            if held <= limit or index == len(ends) - 1:
                 return self.earliest + index
             held -= end - begin + OVERHEAD
             begin = end
@@ -386,8 +397,8 @@ class MemoryStream(LiveStream):
         """Evict the records up to a cursor."""
         count = cursor - self.earliest
         if count > 0:
-            self._base_offset = self._offsets[count - 1]
-            del self._records[:count], self._offsets[:count]
+            self._base_offset = self._ends()[count - 1]
+            del self._records[:count], self._counted[:count]
             self.earliest = cursor
 
     def _settle(self) -> None:
