@@ -10,15 +10,17 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import openai
 import pytest
 
-from penstock import Client
+from penstock import Client, InBandError, StreamTruncated
 from tests.e2e.conftest import Serve, Start
-from tests.e2e.process import PATIENCE, Running, Server
+from tests.e2e.process import PATIENCE, Running, Server, penstock
 from tests.e2e.test_examples import EXAMPLES, PYTHON, url_of
 
 pytestmark = pytest.mark.e2e
@@ -78,6 +80,32 @@ def test_a_reader_that_is_cut_off_resumes_at_the_gateway(serve: Serve, origin: S
             next(iter(cut))
     with get(f"{relay.url}/_penstock/streams/{stream}") as rest:
         assert len(list(lines(rest))) == 30
+
+
+@pytest.mark.parametrize("read", ["collect", "resume", "tail"])
+def test_a_stream_that_broke_off_behind_a_relay_is_whole_to_none_of_our_readers(
+    serve: Serve, origin: Server, read: str
+) -> None:
+    url = f"{serve('relay', origin.url, '--ids', 'ours').url}/events?cut_after=3&interval=0"
+    if read == "tail":
+        done = penstock("tail", url, "--format", "sse")
+        assert (done.code, done.out.count("\n")) == (1, 3)
+        assert "the stream itself said that it failed: the stream broke off before its end" in done.err
+        return
+    with Client(retry=2) as client:
+        if read == "collect":
+            with pytest.raises(InBandError, match="broke off before its end") as broken:
+                client.get(url).collect()
+            assert [event.json() for event in broken.value.collected] == [{"n": n} for n in (1, 2, 3)]
+            return
+        body = b""  # as it is to one that knows nothing of the relay: its place is behind the failure
+        with client.get(url).header("Accept", "text/event-stream").send() as response, suppress(StreamTruncated):
+            for piece in response:
+                body += piece
+        last = [line for line in body.splitlines() if line.startswith(b"id: ")][-1].removeprefix(b"id: ").decode()
+        again = urljoin(url, response.headers["location"])
+        with pytest.raises(InBandError, match="which ended as error"):
+            client.get(again).header("Last-Event-ID", last).collect()
 
 
 @pytest.mark.parametrize("store", ["memory", "sqlite"])

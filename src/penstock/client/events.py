@@ -17,11 +17,12 @@ from penstock.client.notices import Comment, Malformed, Replayed
 from penstock.client.request import Request
 from penstock.client.response import Response
 from penstock.client.stream import Decoder, ItemStream
-from penstock.errors import InBandError, PenstockError, StatusError, StreamError, StreamTruncated
+from penstock.errors import InBandError, PenstockError, ReplayGap, StatusError, StreamError, StreamTruncated
 from penstock.resilience.reconnect import reconnect_pause
 from penstock.wire import headers as fields
 from penstock.wire import lines, ndjson, sse
 from penstock.wire.terminator import Failure, Terminator
+from penstock.wire.terminator import failure as terminator_failure
 
 M = TypeVar("M")
 T = TypeVar("T")
@@ -198,6 +199,13 @@ class _ServerSent(ItemStream[T]):
             return super().unfinished(response)
         return StreamTruncated(f"{response.url}: {why}", url=response.url)
 
+    def ended_badly(self, response: Response) -> PenstockError | None:
+        reason = response.headers.get("penstock-end", "done")
+        if reason == "done":
+            return None
+        url = response.url
+        return InBandError(f"{url}: the relay has nothing more of this stream, which ended as {reason}", url=url)
+
     def is_final(self, lack: PenstockError) -> bool:
         cut_off = self.response is not None and self._is_cut_off(self.response)
         return cut_off or self._cursor.replaying or (self._terminator is not None and self._terminator.required)
@@ -226,6 +234,7 @@ class _Events(Generic[T]):
         "_judge",
         "_plain",
         "_refused",
+        "_relayed",
         "_stream",
         "_terminator",
     )
@@ -240,8 +249,10 @@ class _Events(Generic[T]):
     ) -> None:
         self._stream = stream
         self._cursor = cursor
-        self._judge = None if terminator in (None, Terminator()) else terminator.judge
-        self._terminator = terminator
+        self._terminator = terminator or Terminator()
+        # A relay tells in the stream how it ended, and what of it is no longer kept.
+        self._relayed = stream.response is not None and "penstock-stream" in stream.response.headers
+        self._judge = self._terminator.judge if self._relayed or self._terminator != Terminator() else None
         self._inherits = bool(last_event_id)
         self._plain = type(stream).convert is _ServerSent.convert
         self._refused = 0
@@ -311,10 +322,14 @@ class _Events(Generic[T]):
         """The events up to the stream's own end, which is told to the stream. A model is given payloads only."""
         judge, terminator = self._judge, self._terminator
         assert judge is not None
-        assert terminator is not None
         passed: list[sse.Event] = []
         for event in events:
             judgement = judge(event)
+            if self._relayed and event.type.startswith("penstock."):
+                if event.type == "penstock.gap":
+                    self._stream.end(_gap(event))
+                    break
+                judgement = terminator_failure(event.data)
             if isinstance(judgement, Failure):
                 self._stream.end(self._stream.in_band(judgement))
                 break
@@ -430,6 +445,20 @@ class _TextLines:
 
     def close(self) -> list[str]:
         return [line.decode("utf-8", "replace") for line in self._lines.close()]
+
+
+def _gap(event: sse.Event) -> ReplayGap:
+    """What a relay tells of what it has no longer."""
+    try:
+        said = event.json()
+        requested, earliest = int(said["requested"]), int(said["earliest"])
+    except (PenstockError, ValueError, TypeError, KeyError):
+        requested = earliest = 0
+    return ReplayGap(
+        f"what follows the event {requested} is kept from {earliest} on only; ask for the stream anew",
+        requested=requested,
+        earliest=earliest,
+    )
 
 
 def in_band(failure: Failure, *, url: str | None) -> InBandError:

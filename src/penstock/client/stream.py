@@ -186,6 +186,10 @@ class ItemStream(Generic[T]):
         """Whether an item has come."""
         return self._tally is not None and self._tally.first_at is not None
 
+    def ended_badly(self, response: Response) -> PenstockError | None:
+        """What a response without content says of the stream's end, where that was not a proper one."""
+        return None
+
     def end(self, fault: PenstockError | None = None) -> None:
         """The decoder's: the stream's protocol says that this is all, or that it failed. What follows is not read."""
         self._over = True
@@ -470,6 +474,8 @@ class ItemStream(Generic[T]):
             if response.status in (HTTPStatus.NO_CONTENT, HTTPStatus.RESET_CONTENT):
                 self._over = True
                 await response.conclude()
+                if (fault := self.ended_badly(response)) is not None:
+                    raise fault
                 yield None
                 return
             if not self.accepts(response.content_type):

@@ -33,6 +33,7 @@ from penstock.relay.subscriber import StreamBroken, Subscriber
 
 STREAM_FIELD = b"penstock-stream"
 OFFSET_FIELD = b"penstock-offset"
+END_FIELD = b"penstock-end"
 PATH = "/_penstock/streams/"
 
 
@@ -114,7 +115,9 @@ async def give(
         first = missed
     else:
         if not first_reader and _nothing_follows(first, after):
-            await downstream.start(204, [(STREAM_FIELD, stream.id.encode()), *more_headers])
+            assert first.end is not None
+            ended: Raw = [(STREAM_FIELD, stream.id.encode()), (END_FIELD, first.end.reason.encode())]
+            await downstream.start(204, [*ended, *more_headers])
             await downstream.finish()
             return
         # Of what is produced elsewhere, its reader may have been sent more than is stored yet: it comes.

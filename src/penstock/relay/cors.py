@@ -19,7 +19,7 @@ from penstock.wire import headers as fields
 CORS_HEADERS = ("accept", "cache-control", "content-type", "idempotency-key", "last-event-id")
 """What a page of an allowed origin may send: what an EventSource and a fetch that resumes do send."""
 
-CORS_EXPOSED = ("location", "penstock-offset", "penstock-stream", "retry-after")
+CORS_EXPOSED = ("location", "penstock-end", "penstock-offset", "penstock-stream", "retry-after")
 """What it may read: where the stream can be had again."""
 
 _OURS = b"access-control-"
