@@ -15,7 +15,7 @@ ifneq ($(MADE_FOR),$(CURDIR))
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test browser soak bench check format coverage docs lock clean
+.PHONY: help setup demo cluster test browser soak bench check format coverage docs lock clean
 
 help: ## show this list
 	@echo 'usage: make TARGET'
@@ -29,6 +29,9 @@ setup: $(STAMP) ## make .venv, with the penstock command in it
 
 demo: $(STAMP) ## show the three jobs on real servers
 	@$(BIN)/penstock demo
+
+cluster: $(STAMP) ## start Redis, three relays and HAProxy on this machine, until Ctrl-C
+	@exec $(BIN)/python deploy/cluster.py
 
 # The tests start penstock hundreds of times, which would compile it each time where Python is told to keep no bytecode.
 test: export PYTHONDONTWRITEBYTECODE :=
@@ -84,6 +87,8 @@ lock: $(STAMP) ## write requirements/ anew, from pyproject.toml and the newest r
 	@$(UV_COMPILE) --group lock --output-file requirements/lock.txt
 	@$(UV_COMPILE) pyproject.toml --output-file requirements/runtime.txt
 	@$(UV_COMPILE) pyproject.toml --group dev --output-file $(LOCKED)
+	@$(UV_COMPILE) pyproject.toml --extra redis --extra prometheus --constraint $(LOCKED) --output-file requirements/image.txt
+	@$(UV_COMPILE) --group build --constraint $(LOCKED) --output-file requirements/build.txt
 	@$(UV_COMPILE) --group bench --constraint $(LOCKED) --output-file requirements/bench.txt
 
 clean: ## remove .venv, caches and build results

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Generator
@@ -19,6 +20,12 @@ settings.load_profile("penstock")
 def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
     """Two more at a time than there are cores: many tests mostly wait, for a timer, a server or a process."""
     return (yield) + 2
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported and collected, which stays, out of every look for what a test left behind."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -156,15 +156,10 @@ async def test_a_failed_status_is_raised_unless_the_upstream_shows_that_it_is_th
 # -- what they find ------------------------------------------------------------------------------------------------
 
 
-async def test_a_good_server() -> None:
-    async with serve(Events(steady)) as url:
-        assert await examined(url) == set()
-
-
-async def test_penstocks_own_relay_is_as_good_as_the_server(tmp_path: Path) -> None:
-    async with serve(origin(tmp_path)) as upstream, serve(Relay(upstream)) as url:
-        path = f"/events?count={COUNT}&interval={INTERVAL}"
-        assert await examined(url + path, upstream + path) == set()
+async def test_a_good_server_and_penstocks_own_relay_before_one(tmp_path: Path) -> None:
+    path = f"/events?count={COUNT}&interval={INTERVAL}"
+    async with serve(Events(steady)) as good, serve(origin(tmp_path)) as upstream, serve(Relay(upstream)) as url:
+        assert await every(examined(good), examined(url + path, upstream + path)) == [set(), set()]
 
 
 def zipped(request: Request) -> dict[str, str]:

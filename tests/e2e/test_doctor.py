@@ -149,7 +149,6 @@ def location(name: str) -> str:
     return f"/{list(CASES).index(name)}"
 
 
-@pytest.fixture(scope="module")
 def examined(nginx: str, origin: Server) -> dict[str, Examination]:
     """All cases, examined at the same time: they mostly wait."""
 
@@ -165,13 +164,20 @@ def examined(nginx: str, origin: Server) -> dict[str, Examination]:
     return dict(zip(CASES, asyncio.run(every()), strict=True))
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_nginx(name: str, examined: dict[str, Examination]) -> None:
-    findings = diagnose(examined[name])
+def test_nginx(nginx: str, origin: Server, subtests: pytest.Subtests) -> None:
+    examinations = examined(nginx, origin)
+    for name, examination in examinations.items():
+        with subtests.test(name):
+            told(diagnose(examination), CASES[name].found)
+    with subtests.test("the figures say why"):
+        figures(examinations)
+
+
+def told(findings: list[Finding], expected: frozenset[str]) -> None:
     notes = {"no-ids", "no-keep-alive"}  # of the origin's streams, and true
-    assert {f"{finding.kind} {finding.severity}" for finding in findings if finding.kind not in notes} == set(
-        CASES[name].found
-    ), findings
+    assert {f"{finding.kind} {finding.severity}" for finding in findings if finding.kind not in notes} == expected, (
+        findings
+    )
     for finding in findings:
         # A break in the midst has no setting in nginx, and no more has a refusal.
         assert any(remedy.software == "nginx" for remedy in finding.mend) or finding.kind in ("cut-off", "refused")
@@ -182,7 +188,7 @@ def found(findings: list[Finding], kind: str) -> Finding:
     return one
 
 
-def test_the_figures_say_why(examined: dict[str, Examination]) -> None:
+def figures(examined: dict[str, Examination]) -> None:
     held = found(diagnose(examined["proxy_buffering on"]), "buffered")
     assert held.says.startswith("nginx holds the stream back: what the upstream sends over ")
     assert (held.because["items"], held.because["bursts"]) == (16, 1)

@@ -241,8 +241,8 @@ def test_expectations() -> None:
 # -- chunks
 
 
-def chunked(*slices: bytes) -> tuple[bytes, list[tuple[bytes, bytes]], bytes | None]:
-    """The body, the trailers, and what followed; None when the body is not whole."""
+def chunked(*slices: bytes) -> tuple[bytes, bytes | None]:
+    """The body, and what followed; None when the body is not whole."""
     pieces: list[bytes] = []
     body = ChunkedBody(pieces.append)
     rest = None
@@ -250,7 +250,7 @@ def chunked(*slices: bytes) -> tuple[bytes, list[tuple[bytes, bytes]], bytes | N
         assert rest is None or not rest
         rest = body.feed(each) if rest is None else rest + each
     assert all(pieces)
-    return b"".join(pieces), body.trailers, rest
+    return b"".join(pieces), rest
 
 
 @pytest.mark.parametrize(
@@ -267,17 +267,16 @@ def chunked(*slices: bytes) -> tuple[bytes, list[tuple[bytes, bytes]], bytes | N
 )
 def test_chunks(raw: bytes, body: bytes) -> None:
     for after in (b"", b"GET /"):
-        assert chunked(raw + after) == (body, [], after)
+        assert chunked(raw + after) == (body, after)
         each = [bytes([byte]) for byte in raw]
-        assert chunked(*each) == (body, [], b"")
+        assert chunked(*each) == (body, b"")
     for size in range(len(raw)):
-        assert chunked(raw[:size])[2] is None
+        assert chunked(raw[:size])[1] is None
 
 
-def test_trailers_are_kept_apart() -> None:
+def test_trailers_go_nowhere() -> None:
     raw = b"1\r\nx\r\n0\r\nAuthorization: secret\r\nDigest:  a \r\nDigest:\r\n\r\nrest"
-    trailers = [(b"authorization", b"secret"), (b"digest", b"a"), (b"digest", b"")]
-    assert chunked(raw) == (b"x", trailers, b"rest")
+    assert chunked(raw) == (b"x", b"rest")
 
 
 @pytest.mark.parametrize(
@@ -348,19 +347,18 @@ def test_the_split_never_changes_the_result(
         rest = body.feed(slices.pop(0))
     assert b"".join(found) == b"".join(pieces)
     assert rest + b"".join(slices) == after
-    assert len(body.trailers) == len(trailers)
 
 
 @given(raw=st.binary(max_size=200), cuts=st.lists(st.integers(0, 10_000), max_size=20))
 def test_trash_is_refused_or_read_alike_however_it_comes(raw: bytes, cuts: list[int]) -> None:
-    def outcome(slices: list[bytes]) -> tuple[bytes, int | bool, list[tuple[bytes, bytes]]]:
+    def outcome(slices: list[bytes]) -> tuple[bytes, int | bool]:
         found: list[bytes] = []
         body = ChunkedBody(found.append)
         try:
             whole = any(body.feed(each) is not None for each in slices)
         except Rejected as rejected:
-            return b"".join(found), rejected.status, body.trailers
-        return b"".join(found), whole, body.trailers
+            return b"".join(found), rejected.status
+        return b"".join(found), whole
 
     assert outcome([raw]) == outcome(sliced(raw, cuts))
 
