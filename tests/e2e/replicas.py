@@ -27,6 +27,7 @@ owner = "{owner}"
 ids = "ours"
 promise = "{promise}"
 on_disconnect = "{on_disconnect}"
+without_store = "{without_store}"
 """
 
 
@@ -95,11 +96,6 @@ class Replicas:
         """Start so many, beside each other."""
         for number, server in enumerate(await asyncio.gather(*(self._new() for _ in range(count)))):
             self.all.append(Replica(number, server))
-
-    @property
-    def well(self) -> list[Replica]:
-        """Those that run."""
-        return [each for each in self.all if each.died_at is None]
 
     def kill(self, replica: Replica) -> None:
         """Have it gone at once."""
@@ -184,7 +180,7 @@ async def replicas(
     try:
         config = CONFIG.format(
             store=redis.url, lease=lease, grace=grace, upstream=upstream, owner=owner,
-            promise=promise, on_disconnect=on_disconnect,
+            promise=promise, on_disconnect=on_disconnect, without_store=without_store,
         )  # fmt: skip
         cluster = Replicas(folder, redis, config + more)
         try:

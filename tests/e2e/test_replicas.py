@@ -164,8 +164,12 @@ async def test_of_two_requests_with_a_key_at_two_relays_one_asks_the_upstream(he
         before = len(here.origin.calls)
         same = ("POST", f"{EVENTS}{ANN}Idempotency-Key: twice-{number}\r\n", b"what?")
 
-        async def ask(relay: Replica, same: Any = same) -> Any:
+        joined = asyncio.Event()
+
+        async def ask(relay: Replica, same: Any = same, joined: asyncio.Event = joined) -> Any:
             async with reading(relay, "/owned", *same) as peer:
+                if relay is third:
+                    joined.set()
                 return id_of(peer), await rest_of(peer)
 
         asked = [asyncio.create_task(ask(relay)) for relay in (first, second)]
@@ -175,6 +179,7 @@ async def test_of_two_requests_with_a_key_at_two_relays_one_asks_the_upstream(he
         asked.append(asyncio.create_task(ask(third)))  # it joins what runs
         other = await fetch(third.url, "/owned", same[0], same[1], b"something else?")
         assert other.status == 422
+        await joined.wait()
         await call.send(b"data: 2\n\n")
         await call.end()
         answers = await asyncio.gather(*asked)

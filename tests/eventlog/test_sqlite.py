@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,9 +14,10 @@ import pytest
 from penstock.errors import LimitExceeded, PenstockError, StoreError, StreamGone
 from penstock.eventlog.base import Producer, Retention, Stream
 from penstock.eventlog.sqlite import SqliteLog
-from penstock.eventlog.sqlite_store import Flush, Store, sizes_of, split, told
+from penstock.eventlog.sqlite_store import Flush, Store, told
 from penstock.eventlog.sqlite_stream import SqliteStream
 from penstock.testing import FakeClock
+from tests.raw import until
 
 pytestmark = pytest.mark.anyio
 
@@ -192,15 +194,17 @@ async def test_a_source_that_is_faster_than_the_store_is_paused(tmp_path: Path) 
         flow: list[str] = []
         resumed = asyncio.Event()
         producer.watch(on_pause=lambda: flow.append("pause"), on_resume=resumed.set)
-        for _ in range(9):
-            producer.append([b"x" * 1000])
-        assert not producer.paused
-        producer.append([b"x" * 2000])
-        producer.append([b"x" * 2000])
-        assert (flow, producer.paused) == (["pause"], True)
-        await resumed.wait()
-        assert not producer.paused
-        assert producer.stored_sequence == 11
+        for turn in range(1, 3):
+            for _ in range(9):
+                producer.append([b"x" * 1000])
+            assert not producer.paused
+            producer.append([b"x" * 2000])
+            producer.append([b"x" * 2000])
+            assert (flow, producer.paused) == (["pause"] * turn, True)
+            await resumed.wait()
+            resumed.clear()
+            assert not producer.paused
+            assert producer.stored_sequence == 11 * turn
 
 
 async def test_a_stream_with_more_records_than_can_be_numbered_ends(tmp_path: Path) -> None:
@@ -232,6 +236,19 @@ async def test_many_streams_share_a_flush(tmp_path: Path) -> None:
                 producer.append([b"x"])
         await asyncio.gather(*(producer.stored(21) for producer in producers))
         assert len(flushes) == len(producers), "twenty appends in a row are one batch"
+
+
+async def test_a_key_is_taken_again_as_soon_as_the_end_is_stored(tmp_path: Path) -> None:
+    async with SqliteLog(tmp_path / "log") as log:
+        for _ in range(5):
+            _, before = await opened(log, key="key")
+            before.append([b"x"])
+            before.end("done")
+        stream, producer = await opened(log, key="key")
+        producer.end("done")
+        assert log._ending == {stream}  # noqa: SLF001 - those before are not looked at any more
+        await producer.stored(1)
+        assert not log._ending  # noqa: SLF001
 
 
 async def test_many_readers_elsewhere_share_what_they_read(tmp_path: Path) -> None:
@@ -336,6 +353,35 @@ def test_what_is_durable_is_on_the_disk(tmp_path: Path, promise: str, level: int
     store.close()
 
 
+async def test_a_reader_that_leaves_while_the_file_is_locked_is_not_counted_for_ever(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    async with SqliteLog(path) as log, SqliteLog(path, timeout=0.01) as other:
+        stream, producer = await opened(log)
+        await producer.stored(0)
+        elsewhere = await other.get(stream.id)
+        assert elsewhere is not None
+        with elsewhere.reader():
+            await until(lambda: producer.readers)
+            db = sqlite3.connect(path, isolation_level=None)
+            db.execute("BEGIN IMMEDIATE")
+        await asyncio.sleep(0.2)  # it tries in vain
+        db.close()
+        await until(lambda: not producer.readers)
+
+
+async def test_what_was_told_of_readers_is_not_kept_when_they_have_left(tmp_path: Path) -> None:
+    async with SqliteLog(tmp_path / "log") as log, SqliteLog(tmp_path / "log") as other:
+        for _ in range(3):
+            stream, producer = await opened(log)
+            elsewhere = await other.get(stream.id)
+            assert elsewhere is not None
+            with stream.reader(), elsewhere.reader():
+                await until(lambda: producer.readers == 2 and log._reported)  # noqa: SLF001, B023 - nobody else sees it
+            await until(lambda: not producer.readers)  # noqa: B023
+            producer.end("done")
+        await until(lambda: not (log._reported or other._reported))  # noqa: SLF001
+
+
 # -- retention and clocks ----------------------------------------------------------------------------------------------
 
 
@@ -371,6 +417,44 @@ async def test_a_wall_clock_that_went_back_does_not_keep_for_ever(tmp_path: Path
         await log.streams()  # behind the sweep that every start makes
         clock.advance(61)
         assert await log.get(stream.id) is None
+
+
+@pytest.mark.parametrize("how", ["leaves", "dies"])
+async def test_what_has_ended_is_kept_while_another_process_reads_it(tmp_path: Path, how: str) -> None:
+    path, clock = tmp_path / "log", FakeClock(10.0)
+
+    def on_clock() -> SqliteLog:
+        return SqliteLog(
+            path, clock=clock, wall=lambda: 1_000_000.0 + clock(), lease=1_000, retention=Retention(age=60)
+        )
+
+    async def is_kept() -> bool:
+        async with on_clock() as starting:
+            await starting.streams()  # behind the sweep that every start makes
+        with contextlib.closing(sqlite3.connect(path)) as db:
+            return bool(db.execute("SELECT count(*) FROM streams").fetchone()[0])
+
+    async with on_clock() as log, on_clock() as other:
+        stream, producer = await opened(log)
+        producer.append([b"%d" % number for number in range(20)])
+        producer.end("done")
+        await producer.stored(21)
+        elsewhere = await other.get(stream.id)
+        assert elsewhere is not None
+        async with asyncio.timeout(20):
+            with elsewhere.reader() as reader:
+                assert len((await reader.read(max_records=10)).records) == 10
+                while not (await log.streams())[0].readers:
+                    pass
+                clock.advance(61)
+                assert await is_kept()
+                page = await reader.read()
+                assert list(page.records) == [b"%d" % number for number in range(10, 20)]
+                assert page.end is not None
+                if how == "dies":
+                    other.abort()
+            while await is_kept():
+                pass
 
 
 async def test_a_lease_from_before_the_machine_started_anew_does_not_hold(tmp_path: Path) -> None:
@@ -421,13 +505,3 @@ async def test_a_stream_that_was_forgotten_is_gone_for_whoever_holds_it(tmp_path
         for each in (stream, stored):
             with pytest.raises(StreamGone):
                 await each.read(0)
-
-
-# -- batches -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("records", [[b"one"], [b"one", b"", b"three"], [b""], [b"", b""], [b"x" * 70_000, b"y"]])
-def test_the_records_of_a_batch_are_found_again(records: list[bytes]) -> None:
-    sizes = sizes_of(records)
-    assert (sizes is None) == (len(records) == 1)
-    assert split(sizes, b"".join(records)) == records

@@ -8,13 +8,18 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from email.message import Message
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from penstock.relay.admin import Admin
+from penstock.relay.app import Relay
+from penstock.testing import serve
 from tests.e2e.held import EVENTS, Held, held
 from tests.e2e.process import PATIENCE, eventually
 from tests.relay.page.relayed import Relayed, relayed
+from tests.relay.readers import fetch
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +119,17 @@ def test_a_stream_is_stopped_once(serving: tuple[Held, Relayed]) -> None:
     ended = eventually(lambda: next((each for each in listed(relay) if each["reason"] == "cancelled"), None), "its end")
     assert ended["id"] in stream
     assert ask(stream, "DELETE")[0] == 409
+
+
+@pytest.mark.anyio
+async def test_a_store_that_does_not_tell_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    path.write_bytes(b"this is no database, and never was one" * 100)
+    relay = Relay("http://up.test", store=f"sqlite:///{path}")
+    assert relay.kept is not None
+    async with serve(Admin(relay.kept, relay.routes, public="", store="sqlite", hosts=["reader.test"])) as url:
+        for method, target in (("GET", ""), ("DELETE", "/" + "A" * 22)):
+            answer = await fetch(url, f"/_penstock/streams{target}", method)
+            assert answer.status == 503
+            assert "log.db" in answer.problem["detail"]
+            assert answer.field("cache-control") == "no-store"

@@ -108,3 +108,16 @@ async def test_who_began_a_stream_is_answered_as_the_upstream_did_though_nothing
             assert (answer.status, answer.whole, answer.body) == (200, True, b"")
             again = await fetch(url, f"/_penstock/streams/{answer.field('penstock-stream')}")
             assert again.status == 204
+
+
+@pytest.mark.parametrize(("field", "whole"), [(b"Content-Length: 16", True), (b"Connection: close", False)])
+async def test_what_no_blank_line_ends_goes_on_if_something_says_that_it_is_all(field: bytes, whole: bool) -> None:
+    async def play(peer: Peer) -> None:
+        await peer.take_head()
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n%b\r\n\r\n" % field
+        await peer.send(head + b"data: a\n\ndata: b")
+
+    async with upstream(play) as up, serve(Relay(up.url, store="memory://")) as url:
+        answer = await fetch(url, "/e")
+        assert answer.whole == whole
+        assert answer.plain.startswith(b"data: a\n\ndata: b" if whole else b"data: a\n\nevent: penstock.error\n")

@@ -238,6 +238,11 @@ def test_one_mistake(text: str, told: str) -> None:
         ('store = "none"\n' + UP + 'promise = "durable"', ["line 4: defaults.promise: nothing could be durable"]),
         ('store = "none"\n' + UP + 'on_disconnect = "grace"', ["line 4: defaults.on_disconnect: nobody could come"]),
         ('store = "none"\n' + UP + 'on_disconnect = "detach"', []),
+        (
+            'store = "redis://x"\n' + UP + 'owner = "none"\npromise = "durable"\nwithout_store = "live"',
+            ["line 6: defaults.without_store: live sends what is stored nowhere"],
+        ),
+        ('store = "redis://x"\nlease = "5s"\n' + UP + 'owner = "none"\nwithout_store = "live"', []),
         ('store = "none"\n' + UP + 'ids = "ours"', ["line 4: defaults.ids: ids of ours would lead nowhere"]),
         (UP + 'log = "none"\nids = "ours"', ["line 4: defaults.ids: ids of ours would lead nowhere"]),
         (UP + 'on_disconnect = "grace"\n[[routes]]\npath = "/a"\nlog = "none"', []),

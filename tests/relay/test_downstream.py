@@ -9,9 +9,11 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, cast
 
 import pytest
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from penstock.relay.app import Relay
+from penstock.relay.downstream import Downstream
 from penstock.testing import serve
 from tests.relay.peers import (
     CHUNKED,
@@ -342,3 +344,26 @@ async def test_no_task_outlives_its_request() -> None:
                 await reader.send(request())
                 await reader.take_head()
                 await reader.chunk()
+
+
+async def test_who_leaves_before_the_request_is_whole_has_left_early_however_often_that_is_told() -> None:
+    gate, told = asyncio.Event(), asyncio.Event()
+
+    async def receive() -> Message:
+        await gate.wait()
+        told.set()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        raise OSError
+
+    asked = Request({"type": "http", "method": "POST", "path": "/", "headers": []}, receive)
+    async with Downstream(asked, receive, send) as downstream:
+        await downstream.start(200, [])
+        assert downstream.left_early
+        gate.set()
+        async with asyncio.timeout(20):
+            await told.wait()
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert downstream.left_early

@@ -414,9 +414,15 @@ async def broken_off(reader: Peer, came: bytes) -> None:
         assert rest == (chunk(came) if came else b"")
 
 
-@pytest.mark.parametrize("end", ["close", "reset", "stall"])
-@pytest.mark.parametrize("how", ENDS)
-async def test_an_upstream_that_breaks_off_never_looks_complete(served: Serve, how: str, end: str) -> None:
+BROKEN = [(how, "close") for how in ENDS] + [(how, end) for how in ENDS[:3] for end in ("reset", "stall")]
+"""Where in a chunk it breaks off makes no difference to the server: the engine's tests have each place and each way."""
+
+
+@pytest.mark.parametrize(("how", "end"), BROKEN)
+async def test_an_upstream_that_breaks_off_never_looks_complete(
+    served: Serve, how: str, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penstock.relay.downstream.READING_TIME", 0.02)
     raw, came = truncated(how)
     head_seen = asyncio.Event()
     head_waits = served is on_granian and how == "before its first byte"

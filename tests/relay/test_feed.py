@@ -6,7 +6,7 @@ import pytest
 
 from penstock.errors import LimitExceeded
 from penstock.relay.ends import Kind
-from penstock.relay.feed import Feed, Ids, feed_for
+from penstock.relay.feed import Feed, Ids, SseFeed, feed_for
 from penstock.relay.marks import Place
 from penstock.wire import sse
 from tests.relay.readers import plain
@@ -93,7 +93,9 @@ def test_a_byte_order_mark_does_not_stand_behind_an_id(mark: bytes) -> None:
 
 
 def test_an_event_that_no_blank_line_ended_is_dropped() -> None:
-    assert plain(b"".join(fed(sse_feed(), b"data: a\n\ndata: half\n"))) == b"data: a\n\n"
+    feed = sse_feed()
+    assert plain(b"".join(fed(feed, b"data: a\n\ndata: half\n"))) == b"data: a\n\ndata: half\n"
+    assert feed.unfinished
 
 
 def test_what_goes_by_is_known() -> None:
@@ -133,3 +135,23 @@ def test_bytes_are_records_as_they_come() -> None:
     feed = feed_for("bytes", STREAM, 1, ids="ours", max_event_bytes=2)
     assert fed(feed, b"data: x\n\n", b"\x1f\x8b") == [b"data: x\n\n", b"\x1f\x8b"]
     assert feed.received == 11
+
+
+@pytest.mark.parametrize("ids", ["ours", "auto"])
+def test_from_when_on_nobody_can_come_back_blocks_have_no_ids(ids: Ids) -> None:
+    feed = feed_for("sse", STREAM, 4, ids=ids, max_event_bytes=1000)
+    assert isinstance(feed, SseFeed)
+    assert fed(feed, b"data: 1\n\n")[0].startswith(b"id: 1S")
+    feed.unmark()
+    assert feed.feed(b"data: 2\n\n", 2) == [b"data: 2\n\n"]
+    assert feed.feed(b"id: theirs\ndata: 3\n\n:\n\n", 3) == [b"data: 3\n\n", b":\n\n"]
+    assert not feed.marked
+
+
+def test_ids_of_the_upstreams_stay_when_ours_go() -> None:
+    for first in (b"id: a\ndata: 1\n\n", b""):
+        feed = feed_for("sse", STREAM, 4, ids="auto", max_event_bytes=1000)
+        assert isinstance(feed, SseFeed)
+        feed.feed(first, 1)
+        feed.unmark()
+        assert feed.feed(b"id: b\ndata: 2\n\n", 2) == [b"id: b\ndata: 2\n\n"]

@@ -24,6 +24,7 @@ from tests.relay.peers import CHUNKED, LAST_CHUNK, Peer, Serve, chunk, response,
 from tests.relay.readers import (
     EVENTS,
     NDJSON,
+    OUR_ID,
     Answer,
     Origin,
     asking,
@@ -305,11 +306,14 @@ async def test_a_stream_that_is_not_there_is_not_found() -> None:
         assert up.calls == []
 
 
-@pytest.mark.parametrize("query", ["after=x", "after=-1", "offset=", "offset=1e3", "after=" + "9" * 40, "after=%D9%A3"])
+@pytest.mark.parametrize(
+    "query", ["after=x", "after=-1", "offset=", "offset=1e3", "after=%D9%A3", "after=1&offset=x", "after=0&offset=1"]
+)
 async def test_a_place_that_is_none_is_refused(query: str) -> None:
-    async with upstream(saying(*FIVE)) as up, serve(relayed(up.url)) as url:
+    async with upstream(saying(*FIVE)) as up, serve(relay := relayed(up.url)) as url:
         first = await fetch(url)
         assert (await fetch(url, f"/_penstock/streams/{first.stream}?{query}")).status == 400
+        await settled(relay)  # and nobody is left attached
 
 
 async def test_an_event_stream_has_no_offsets_and_other_methods_are_refused() -> None:
@@ -358,6 +362,7 @@ async def test_bytes_are_resumed_by_offset(kind: bytes, served: Serve) -> None:
             assert finished.field("penstock-offset") == str(offset)
             assert finished.field("content-range") == f"bytes {offset}-23/24"
         assert (await fetch(url, f"/_penstock/streams/{stream}?offset=24")).status == 204
+        assert (await fetch(url, f"/_penstock/streams/{stream}?after=0&offset=5")).status == 400
 
 
 # -- several readers
@@ -826,6 +831,41 @@ async def test_a_body_that_is_too_long_is_refused(framing: str, log: Any) -> Non
         await reader.send(chunk(b"x" * 50) + LAST_CHUNK if "chunked" in framing else b"x" * 50)
         await reader.take_head()
         assert reader.status == 413
+
+
+async def test_a_body_that_is_too_long_is_refused_whatever_it_would_have_found() -> None:
+    more = user("ann") + "Idempotency-Key: k\r\n"
+    policy = owned(limits=RelayLimits(max_body_bytes=10))
+    async with relaying(**policy) as (url, up, _), asking(url, "/e", "POST", more, b"one") as reader:
+        call = await up.call()
+        await call.head()
+        await call.send(FIVE[0])
+        await reader.take_head()
+        (id_,) = OUR_ID.findall(await reader.chunk())
+        chunked = "Transfer-Encoding: chunked\r\n"
+        long = chunk(b"x" * 50) + LAST_CHUNK
+        for asked in (more + chunked, user("ann") + since(id_.decode()) + chunked):
+            async with asking(url, "/e", "POST", asked) as other:
+                await other.send(long)
+                await other.take_head()
+                assert other.status == 413
+        assert len(up.calls) == 1
+        await call.end()
+
+
+async def test_a_stream_that_has_ended_has_no_more_readers_than_may_be_either() -> None:
+    piece = b"data: " + b"x" * 1_000_000 + b"\n\n"
+    async with (
+        upstream(saying(*[piece] * 7)) as up,
+        serve(relay := relayed(up.url, limits=RelayLimits(max_readers=1))) as url,
+    ):
+        target = f"/_penstock/streams/{(await fetch(url)).stream}"
+        async with asking(url, target, receive_buffer=4096) as slow:
+            await slow.take_head()
+            assert (await fetch(url, target)).status == 429
+            slow.reset()
+        await settled(relay)
+        assert (await fetch(url, target)).whole
 
 
 async def test_a_relay_that_drains_begins_nothing_new_and_lets_readers_come_back() -> None:

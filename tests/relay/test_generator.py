@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, cast
 
+import anyio.to_thread
 import pytest
 from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel
@@ -309,3 +310,25 @@ async def test_the_ai_sdks_dialect_has_its_field_its_end_and_its_error() -> None
 async def test_without_a_store_it_says_what_to_do() -> None:
     with pytest.raises(RuntimeError, match="store="):
         await Relay(NOWHERE).stream(cast("Request", None), list)
+
+
+async def test_blocking_generators_leave_the_threads_of_others_alone() -> None:
+    gate = threading.Event()
+
+    def waiting() -> Iterator[str]:
+        assert gate.wait(20)
+        yield "x"
+
+    others = anyio.to_thread.current_default_thread_limiter()
+    before, others.total_tokens = others.total_tokens, 1
+    try:
+        async with hosting(Host(waiting)) as url, asking(url, "/run", "POST") as reader:
+            await reader.take_head()
+            async with asyncio.timeout(20):
+                assert await anyio.to_thread.run_sync(lambda: "done") == "done"
+            assert others.borrowed_tokens == 0
+            gate.set()
+            assert (await rest_of(reader)).whole
+    finally:
+        gate.set()
+        others.total_tokens = before

@@ -105,6 +105,7 @@ def test_which_requests_a_route_is_for() -> None:
         ("listen = 80", "80 is not text: write it in quotes"),
         ('store = "mysql://x"', "is not a store: write none, memory://, sqlite:///FILE"),
         ('lease = "100ms"', "is too short: a process that is busy for a moment would lose its streams"),
+        ('defaults.without_store = "wait"', "'wait' is none of refuse, live"),
         ("workers = 0", "0 is out of range: it is from 1 to 256"),
         ("workers = 257", "from 1 to 256"),
         ("workers = true", "true is not a whole number"),

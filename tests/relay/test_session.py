@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import sqlite3
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +14,10 @@ import pytest
 from penstock.errors import InBandError, ReadError
 from penstock.eventlog.base import Retention
 from penstock.eventlog.memory import MemoryLog
+from penstock.eventlog.sqlite import SqliteLog
 from penstock.relay.ends import StreamEnd
 from penstock.relay.head import Head
-from penstock.relay.policy import OnDisconnect
+from penstock.relay.policy import OnDisconnect, Policy
 from penstock.relay.session import Session, StoppedEarly
 from penstock.relay.streams import Streams
 from penstock.wire.terminator import PROFILES
@@ -253,6 +257,114 @@ async def test_a_profile_says_whether_it_is_whole(last: bytes, reason: str, deta
     await run.start(saying(EVENT, last))
     end = await run.end()
     assert (end.reason, end.detail) == (reason, detail)
+
+
+async def leaving(session: Session) -> None:
+    session.stop("the reader left")
+    await for_ever()
+
+
+async def not_waiting(session: Session) -> None:
+    session.stop("the reader left")
+
+
+async def reset(session: Session) -> None:
+    await failing()
+
+
+@pytest.mark.parametrize("then", [leaving, not_waiting, reset])
+@pytest.mark.parametrize("whole", [True, False])
+async def test_what_becomes_of_a_connection_behind_the_streams_own_end_is_no_news(then: Source, whole: bool) -> None:
+    async def source(session: Session) -> None:
+        await saying(EVENT, b"data: [DONE]\n\n" if whole else EVENT)(session)
+        await then(session)
+
+    run = Run(terminator=PROFILES["openai"])
+    await run.start(source)
+    assert (await run.end()).reason == ("done" if whole else "error" if then is reset else "cancelled")
+    ended = run.session.stream.ended
+    assert ended is not None
+    assert (b"penstock.error" in ended.detail or b"upstream_error" in ended.detail) is not whole
+
+
+async def test_an_on_end_that_waits_is_let_finish_when_the_source_was_stopped_at_its_last_step() -> None:
+    run = Run()
+    await run.start(not_waiting)
+    assert (await run.end()).reason == "cancelled"  # which asserts that it was awaited
+    run = Run()
+    await run.streams.claim(run.session, None, "")
+    task = run.streams.start(run.session, for_ever_in)
+    await asyncio.sleep(0)
+    run.session.stop()
+    task.cancel()  # by somebody else, who is to see it
+    await asyncio.wait({task})
+    assert task.cancelled()
+    assert run.was_awaited
+
+
+async def for_ever_in(session: Session) -> None:
+    session.begin(head())
+    await for_ever()
+
+
+class Durable:
+    """A stream that is stored before it is sent, and what its end was when that was told."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.told: list[tuple[str, str, int]] = []
+        self.streams = Streams(SqliteLog(path, timeout=0.01))
+        self.session = Session(on_disconnect=OnDisconnect("detach"), on_end=self._ended)
+        self.session.policy = Policy(upstream="http://up.test", promise="durable")
+
+    async def _ended(self, end: StreamEnd) -> None:
+        self.told.append((end.reason, end.detail, len(await end.events())))
+
+    async def start(self, source: Source) -> asyncio.Task[None]:
+        await self.streams.claim(self.session, None, "", promise="durable")
+        return self.streams.start(self.session, source)
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+async def test_a_durable_end_is_told_when_it_is_stored_and_not_before(tmp_path: Path, stopped: bool) -> None:
+    durable = Durable(tmp_path / "log.db")
+    gate = asyncio.Event()
+    task = await durable.start(saying(EVENT * 4, then=lambda: wait_for(gate)))
+    await until(lambda: durable.session.stream.sequence == 4)
+    other = sqlite3.connect(durable.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")  # from now on nothing can be stored
+    durable.session.take(EVENT * 3)
+    gate.set()
+    await until(lambda: durable.streams.log.trouble is not None)
+    assert durable.told == []
+    if stopped:
+        task.cancel()
+        await asyncio.wait({task})
+        assert durable.told == [("producer_lost", "the relay stopped before the store had the end", 4)]
+    other.execute("ROLLBACK")
+    other.close()
+    if not stopped:
+        await asyncio.wait_for(task, 20)
+        assert durable.told == [("done", "", 7)]
+    await durable.streams.aclose()
+
+
+async def wait_for(gate: asyncio.Event) -> None:
+    await gate.wait()
+
+
+async def test_a_place_that_is_lost_is_a_warning_and_told_as_that(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "penstock.relay")
+    durable = Durable(tmp_path / "log.db")
+    task = await durable.start(for_ever_in)
+    await durable.session.opened
+    durable.streams.log.abort()
+    await asyncio.wait({task}, timeout=20)
+    ((reason, _, _),) = durable.told
+    (record,) = [each for each in caplog.records if "producer_lost after" in each.getMessage()]
+    assert (reason, record.levelname) == ("producer_lost", "WARNING")
 
 
 async def test_an_event_that_is_too_long_is_an_error() -> None:

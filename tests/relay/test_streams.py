@@ -8,10 +8,15 @@ import pytest
 from penstock.errors import StoreError
 from penstock.eventlog.base import Retention
 from penstock.eventlog.memory import MemoryLog
+from penstock.eventlog.redis import RedisLog
+from penstock.relay import store_breaker
+from penstock.relay import streams as streams_module
 from penstock.relay.policy import OnDisconnect
 from penstock.relay.session import Session
 from penstock.relay.store import Store
+from penstock.relay.store_breaker import StoreBreaker
 from penstock.relay.streams import IfRunning, NoRoom, Running, Streams
+from tests.eventlog.redis_server import RedisServer, needs_redis
 from tests.relay.peers import until
 from tests.relay.test_session import for_ever, saying
 
@@ -85,6 +90,63 @@ async def test_a_store_that_cannot_be_opened_has_no_room(tmp_path: Path) -> None
     with pytest.raises(StoreError):
         await streams.get("A" * 22, None)
     await streams.aclose()
+
+
+async def test_what_is_relayed_without_a_store_has_its_bounds_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams_module, "UNKEPT", Retention(age=0.0, max_streams=1))
+    path = tmp_path / "log.db"
+    path.write_bytes(b"this is no database, and never was one" * 100)
+    store = Store(f"sqlite:///{path}").log()
+    assert store is not None
+    streams = Streams(store)
+    first = session()
+    assert await streams.claim(first, None, "", without_store="live") is None
+    streams.start(first, saying(b"data: x\n\n", then=for_ever))
+    with pytest.raises(NoRoom, match="without it"):
+        await streams.claim(session(), None, "", without_store="live")
+    await streams.aclose()
+
+
+@needs_redis
+async def test_a_store_that_is_away_is_missed_only_by_what_needs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_breaker, "RECOVERY", 0.02)
+    server = RedisServer(tmp_path)
+    server.end()
+    streams = Streams(RedisLog(server.url))
+    try:
+        for _ in range(2):
+            with pytest.raises(NoRoom):
+                await streams.claim(session(), "k", "ann")
+        server.start()
+        await asyncio.sleep(0.05)
+        mine = await begun(streams, "k")  # which the first use had found away
+        monkeypatch.setattr(store_breaker, "RECOVERY", 600.0)
+        streams.breaker = StoreBreaker()
+        server.end()
+        with pytest.raises(StoreError):
+            await streams.look("A" * 22)
+        assert await streams.get(mine.stream.id, "ann") is mine.stream
+        assert await streams.get(mine.stream.id, "bob") is None
+        assert await streams.find("k", "ann") is mine.stream
+        for nobodys in (streams.find("k", "bob"), streams.listed()):
+            with pytest.raises(StoreError, match="is not asked"):
+                await nobodys
+        assert await streams.stop(mine.stream)
+        assert streams.breaker.away, "nobody has asked it since"
+        await until(lambda: streams.running == 0)
+        monkeypatch.setattr(store_breaker, "RECOVERY", 0.0)
+        streams.breaker = StoreBreaker()
+        with pytest.raises(StoreError):
+            await streams.look("A" * 22)
+        assert await streams.look(mine.stream.id) is mine.stream, "its end is yet to be stored"
+        assert streams.breaker.away
+    finally:
+        await streams.aclose()
+        server.end()
 
 
 async def test_draining_waits_for_what_runs_and_no_longer_than_it_may() -> None:

@@ -391,3 +391,17 @@ async def test_a_background_task_runs_for_a_reader_that_left_too(wrap: Callable[
             assert not ran.is_set()
         async with asyncio.timeout(20):
             await ran.wait()
+
+
+@pytest.mark.parametrize("names", [{"key": "a\ud800"}, {"key": "k", "owner": "\udfff"}])
+async def test_a_name_that_is_no_text_is_told_to_who_wrote_it(names: dict[str, Any]) -> None:
+    relay = Relay("http://up.test", store="memory://")
+    asked = StarletteRequest({"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b""})
+    for calling in (
+        relay.forward(asked, **names),
+        relay.stream(asked, list, **names),
+        relay.resume(asked, **names),
+        relay.stop(**names),
+    ):
+        with pytest.raises(ValueError, match="half of a surrogate pair"):
+            await calling

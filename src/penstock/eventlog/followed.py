@@ -18,29 +18,41 @@ Args = TypeVarTuple("Args")
 class Followed(Stream):
     """Tells its followers."""
 
-    __slots__ = ("_followers",)
+    __slots__ = ("_followers", "_to_tell")
 
     def __init__(self, id: str, owner: str, key: str | None, epoch: int, head: bytes) -> None:
         super().__init__(id, owner, key, epoch, head)
-        # Made anew when somebody comes or leaves, so that a fan-out in progress is not disturbed.
-        self._followers: tuple[Reader, ...] = ()
+        # In the order they came. One append can overtake them all: to leave must not cost more the more they are.
+        self._followers: dict[Reader, None] = {}
+        self._to_tell: tuple[Reader, ...] | None = None  # the same, made anew once somebody has come or left
+
+    def _add_follower(self, reader: Reader) -> None:
+        self._followers[reader] = None
+        self._to_tell = None
 
     def _unfollow(self, reader: Reader) -> None:
-        self._followers = tuple(each for each in self._followers if each is not reader)
+        self._followers.pop(reader, None)
+        self._to_tell = None
 
     def _tell_records(self, records: Sequence[bytes], last: int) -> None:
-        for reader in self._followers:
+        to_tell = self._to_tell
+        if to_tell is None:
+            to_tell = self._to_tell = tuple(self._followers)
+        for reader in to_tell:
             if reader.following:  # one that another's callback has let go of is not called any more
                 reader.cursor = last
                 try:
                     reader._on_records(records, last)
                 except Exception as error:
-                    reader.unfollow()
                     report(error)
+                    reader.cursor = last - len(records)  # nobody knows what became of them: they are to be read
+                    if reader.following:
+                        reader.unfollow()
+                        tell(reader._on_end, None)
 
     def _let_go(self, end: End | None = None) -> None:
         """There is nothing more to tell: it has ended, or what comes next has to be read."""
-        followers, self._followers = self._followers, ()
+        followers, self._followers, self._to_tell = self._followers, {}, None
         for reader in followers:
             if reader.following:
                 reader.following = False

@@ -170,7 +170,7 @@ class LiveStream(Followed, Producer):
     def _follow(self, reader: Reader) -> bool:
         if reader.cursor != self.sequence or self.state is not State.RUNNING or self.ended is not None:
             return False
-        self._followers = (*self._followers, reader)
+        self._add_follower(reader)
         self._moved()
         return True
 

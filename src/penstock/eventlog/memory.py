@@ -25,7 +25,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from itertools import islice
 
-from penstock.errors import LimitExceeded, ReplayGap
+from penstock.errors import LimitExceeded
 from penstock.eventlog.base import (
     DEFAULT_RETENTION,
     EventLog,
@@ -39,6 +39,7 @@ from penstock.eventlog.base import (
     StreamInfo,
     new_stream_id,
 )
+from penstock.eventlog.batch import gap_in_bytes
 from penstock.eventlog.live import LiveStream, Pause
 
 OVERHEAD = 96
@@ -322,11 +323,7 @@ class MemoryStream(LiveStream):
 
     async def _read_bytes(self, offset: int, max_records: int, max_bytes: int) -> Page:
         if offset < self._base_offset:
-            raise ReplayGap(
-                f"the bytes from {offset} on were evicted; read from {self._base_offset} on",
-                requested=offset,
-                earliest=self._base_offset,
-            )
+            raise gap_in_bytes(offset, self._base_offset)
         ends = self._ends()
         start = bisect_right(ends, offset)
         begin = ends[start - 1] if start else self._base_offset

@@ -83,7 +83,8 @@ class Reader:
         """Be told what is appended from now on, if the cursor is at the tail.
 
         The callbacks run within `append` and `end`: they must be quick, and may call `unfollow`, but must not append.
-        One that raises is told no more; the error goes to the event loop's handler.
+        One that raises is told no more, and has to read those records: its cursor stays before them, `on_end` is called
+        with None, and the error goes to the event loop's handler.
 
         Args:
             on_records: Called with the very records and the cursor behind them.

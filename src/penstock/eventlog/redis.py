@@ -14,7 +14,7 @@ what a flush that failed had              again after 0.1 s, then more slowly up
 ========================================  =======================================================================
 
 Streams are spread over 16 buckets, each with a lease of its own: `redis_bucket` has what is done in one. A process has
-one task for each bucket, two for each server, and one that renews leases and sweeps; none for a stream or a record.
+one task for each bucket, two for each server, and two in `redis_keeper`; none for a stream or a record.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from penstock.eventlog.base import (
 from penstock.eventlog.live import Pause
 from penstock.eventlog.redis_address import Address
 from penstock.eventlog.redis_bucket import Bucket
+from penstock.eventlog.redis_keeper import Keeper
 from penstock.eventlog.redis_open import Opening
 from penstock.eventlog.redis_scripts import BUCKETS, KEEP, LIST, LOOK, Row, bucket_of, id_in, name_of
 from penstock.eventlog.redis_servers import FAILURES, Servers
@@ -49,7 +50,6 @@ from penstock.eventlog.redis_sweep import Sweep, check_durable, check_servers
 TICK = 0.002
 TICK_PER_STREAM = 0.0001
 MAX_TICK = 0.05
-LOOK_AGAIN = 0.2
 
 
 class RedisLog(EventLog):
@@ -99,14 +99,11 @@ class RedisLog(EventLog):
         self._buckets: list[Bucket] = []
         self._sweep: Sweep
         self._closed = True
-        self._keeper: asyncio.Task[None] | None = None
-        self._poked: asyncio.Event
-        self._is_lost = False  # whether servers are to be looked for again
+        self._keeper: Keeper
         self._durable_at: float | None = None
         self._stored: WeakValueDictionary[str, StoredStream] = WeakValueDictionary()
         self._backlog = 0
         self._is_full = False
-        self._unswept = 0
         self._to_flush: dict[Bucket, None] = {}
         self._flush_timer: asyncio.Handle | None = None
         self._flush_is_soon = False
@@ -117,8 +114,8 @@ class RedisLog(EventLog):
     async def start(self) -> None:
         """Connect, see whether what is there will do, and end what producers that are gone have left."""
         self._closed = False
-        self._poked = asyncio.Event()
         self._servers = Servers(self.address, self._timeout)
+        self._keeper = Keeper(self._servers, self._lease)
         try:
             try:
                 await self._servers.locate()
@@ -131,7 +128,7 @@ class RedisLog(EventLog):
         except BaseException:
             self.abort()
             raise
-        self._keeper = asyncio.get_running_loop().create_task(self._keep())
+        self._keeper.begin(self._buckets, self._sweep)
 
     async def aclose(self) -> None:
         """Store what is left, end what still runs here as ``producer_lost``, and close."""
@@ -160,8 +157,7 @@ class RedisLog(EventLog):
         self._closed = True
         if self._flush_timer is not None:
             self._flush_timer.cancel()
-        if self._keeper is not None:
-            self._keeper.cancel()
+        self._keeper.close()
         self._servers.close()
         for bucket in self._buckets:
             bucket.close()
@@ -196,8 +192,8 @@ class RedisLog(EventLog):
         opening = Opening(self._buckets[number], name, owner, key, head, promise, replacing)
         counted = False
         while True:
-            full = self._sweep.refusal(counted=counted)
-            opened = await opening.ask(is_full=full is not None)
+            with self._sweep.room(counted=counted) as has_room:
+                opened = await opening.ask(is_full=not has_room)
             if isinstance(opened, RedisStream):
                 return opened, opened
             match opened[0]:
@@ -207,9 +203,9 @@ class RedisLog(EventLog):
                 case b"taken":
                     raise ValueError(f"there is a stream {name!r} already")
                 case b"full":
-                    if counted and full is not None:
+                    await self._sweep.make_room()
+                    if (full := self._sweep.refusal(counted=True)) is not None:
                         raise LimitExceeded(full[1], limit=full[0])
-                    await self._sweep.run(room_for=1)
                     counted = True
 
     async def _point(self, id: str, number: int) -> None:
@@ -324,8 +320,8 @@ class RedisLog(EventLog):
             for bucket in self._buckets:
                 for stream in list(bucket.live.values()):
                     stream._resume(Pause.BACKLOG)
-        if self._unswept > self.retention.max_bytes // 16:
-            self._poke()
+        if self._sweep.is_due:
+            self._keeper.sweep_soon()
 
     def _stream_limit(self) -> int:
         """Bytes that one stream may keep: less, where all together are beyond the bound."""
@@ -336,44 +332,10 @@ class RedisLog(EventLog):
     def _ms(self, seconds: float) -> int:
         return max(int(seconds * 1000), 1)
 
-    def _poke(self) -> None:
-        """Have the keeper look what is due."""
-        self._poked.set()
-
     def _look_again(self) -> None:
         """A server failed: it may be another one by now."""
-        self._is_lost = True
         self._durable_at = None
-        self._poke()
+        self._keeper.look_again()
 
     def _see_trouble(self) -> None:
         self.trouble = next((bucket.trouble for bucket in self._buckets if bucket.trouble is not None), None)
-
-    async def _keep(self) -> None:
-        """Renew leases, look for servers, sweep."""
-        loop = asyncio.get_running_loop()
-        sweep_at = time.monotonic() + self._lease / 3
-        located_at = float("-inf")
-        while True:
-            now = time.monotonic()
-            for bucket in self._buckets:
-                bucket.beat(now)
-            try:
-                if self._is_lost and now - located_at >= LOOK_AGAIN:
-                    located_at, self._is_lost = now, False
-                    await self._servers.locate()
-                if now >= sweep_at or self._unswept > self.retention.max_bytes // 16:
-                    self._unswept = 0
-                    sweep_at = now + self._lease / 3
-                    await self._sweep.run()
-            except (*FAILURES, StoreError):
-                self._is_lost = True
-            due = min(sweep_at, *(bucket.due() for bucket in self._buckets))
-            if self._is_lost:
-                due = min(due, located_at + LOOK_AGAIN)
-            timer = loop.call_later(max(due - time.monotonic(), 0.005), self._poked.set)
-            try:
-                await self._poked.wait()
-            finally:
-                timer.cancel()
-            self._poked.clear()

@@ -1,9 +1,10 @@
 """A bucket of the log in Redis: the lease of this process there, and what it stores under it.
 
-**Lease.** A key that Redis drops when its time is over, by Redis's own clock; every script that writes asks whether it
-is there. It is renewed by `PEXPIRE`, which makes no new one (what has run out stays so) and is carried out when Redis
-is full. This process takes it for lost when it could not be renewed within its length, counted from when it was asked
-for, so never later than Redis does.
+**Lease.** A key that Redis drops when its time is over, by Redis's own clock; every script that opens, appends or
+reports under it asks whether it is there. It is renewed by `PEXPIRE`, which makes no new one (what has run out stays
+so) and is carried out when Redis is full. This process takes it for lost when it could not be renewed within its
+length, counted from when it was asked for, so never later than Redis does, but for a turn of the event loop: what
+renews it waits for nothing.
 
 **Flush.** All that the streams of a bucket have to store is one script's, and one flush is under way at a time. What
 failed is sent again; the script passes over what it has already.
@@ -23,7 +24,7 @@ from penstock.eventlog.base import Reason
 from penstock.eventlog.redis_read import Found
 from penstock.eventlog.redis_reports import Reports
 from penstock.eventlog.redis_scripts import APPEND, KEEP, READ, Script, base_of
-from penstock.eventlog.redis_servers import AGAIN, FAILURES, Lane
+from penstock.eventlog.redis_servers import AGAIN, FAILURES, Lane, had
 from penstock.eventlog.redis_stored import StoredStream
 from penstock.eventlog.redis_stream import RedisStream
 from penstock.eventlog.redis_tail import Tail
@@ -145,6 +146,7 @@ class Bucket:
                 reading.set_exception(self.told(error))
 
         asked.add_done_callback(parse)
+        reading.add_done_callback(had)
         return reading
 
     async def answer(self, answer: asyncio.Future[Any]) -> Any:
@@ -159,7 +161,7 @@ class Bucket:
             raise self.told(error) from error
 
     async def patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """Ask again for as long as a server may take to be there again: a reader need not notice.
+        """Ask again for as long as an answer may take: a reader need not notice that a server was away so long.
 
         Raises:
             StoreError: It was not.
@@ -212,7 +214,7 @@ class Bucket:
         """The lease holds as it was asked for then."""
         self._lease_until = asked_at + self.log._lease
         self._beat_at = asked_at + self.log._lease / 3
-        self.log._poke()
+        self.log._keeper.beat_soon()
 
     def due(self) -> float:
         """When to call `beat` again."""
@@ -263,7 +265,7 @@ class Bucket:
         self.reports.again()
 
     def lose_one(self, stream: RedisStream) -> None:
-        """Redis has lost some of a stream that it had acknowledged."""
+        """A stream cannot go on in Redis: it has lost some of it, or has to make do without what waits for it."""
         if self.live.get(stream.id) is stream:
             self.forget(stream)
             stream._lose()
@@ -304,14 +306,17 @@ class Bucket:
         self._undue.append((id, reason))
         self.flush_later(urgent=False)
 
-    def compare(self, token: str | None, running: Sequence[str]) -> None:
-        """See whether all that runs under a lease of ours is produced.
+    def compare(self, token: str | None, running: Sequence[str], stopped: Sequence[str]) -> None:
+        """See whether all that runs under a lease of ours is produced, and those that were asked to stop know it.
 
         What was sent to a server that stood still may be carried out when we have long given up, and told others so.
         """
         now = time.monotonic()
         if token is None or token != self.token:
             return
+        for name in stopped:
+            if (live := self.live.get(name)) is not None:
+                live._tell_stop()
         self._strays = {name: self._strays.get(name, now) for name in running if name not in self.live}
         for name, since in self._strays.items():
             if now - since > 2 * self.log._timeout:  # and is not being opened

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from penstock.errors import ReplayGap
+from penstock.eventlog.batch import page_of
 from penstock.eventlog.redis_scripts import Row, unpack
 
 
@@ -42,24 +42,3 @@ class Found(NamedTuple):
             records += pieces
         records = page_of(records, skip, max_records, max_bytes)
         return cls(row, records, after + len(records), begin + skip + sum(map(len, records)))
-
-
-def page_of(records: Iterable[bytes], skip: int, max_records: int, max_bytes: int) -> list[bytes]:
-    """As many records as a page takes, and one at least; the first without so many of its bytes."""
-    page: list[bytes] = []
-    room = max_bytes
-    for record in records:
-        if skip:
-            record, skip = record[skip:], 0
-        if page and (len(page) >= max_records or len(record) > room):
-            break
-        page.append(record)
-        room -= len(record)
-    return page
-
-
-def gap_in_bytes(offset: int, earliest: int) -> ReplayGap:
-    """What to raise for an offset before which all is gone."""
-    return ReplayGap(
-        f"the bytes from {offset} on were evicted; read from {earliest} on", requested=offset, earliest=earliest
-    )

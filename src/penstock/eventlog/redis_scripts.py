@@ -26,7 +26,7 @@ KEEP = 24 * 3600
 """Seconds after which Redis forgets a stream that runs, if nobody says that it is to be kept."""
 
 _LUA = Path(__file__).with_name("lua")
-_HEADER = struct.Struct(">QI")  # where the batch ends, and how many records it has; read.lua reads the former
+_HEADER = struct.Struct(">QI")  # where the batch ends, and how many records it has; read.lua reads them too
 
 
 class Script:

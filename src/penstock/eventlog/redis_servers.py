@@ -8,8 +8,9 @@ each, and looks again when it was wrong.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from typing import Any
+import contextlib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from redis.asyncio import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
@@ -29,6 +30,7 @@ AGAIN = Backoff(initial=0.1, maximum=1.0, jitter="none")
 FAILURES = (RedisError, OSError, TimeoutError)
 """What redis-py raises when a server does not answer, or refuses."""
 
+T = TypeVar("T")
 Wire = Connection | UnixDomainSocketConnection
 
 FORBIDDEN = ResponseError
@@ -66,7 +68,7 @@ class Lane:
     def run(self, *command: Any) -> asyncio.Future[Any]:
         """Send a command; its answer, or a `FAILURES`. Whoever cancels that gets no answer; it is carried out."""
         answer: asyncio.Future[Any] = self._loop.create_future()
-        answer.add_done_callback(_had)
+        answer.add_done_callback(had)
         if self._task is None:
             answer.set_exception(OSError("the connection was closed"))
         else:
@@ -189,9 +191,9 @@ class Servers:
         """
         match self.address.kind:
             case "sentinel":
-                self._places = [await self._ask_each(self._master)] * len(TAGS)
+                self._places = [await self._ask_all(self._master, self.address.places)] * len(TAGS)
             case "cluster":
-                slots = await self._ask_each(self._slots)
+                slots = await self._ask_all(self._slots, (*self.address.places, *self._places))
                 self._places = [_holder(slots, key_slot(tag.encode())) for tag in TAGS]
         for place in self._places:
             self._lanes_to(place)
@@ -240,16 +242,22 @@ class Servers:
             return UnixDomainSocketConnection(path=place.host, **given)
         return (SSLConnection if self.address.secure else Connection)(host=place.host, port=place.port, **given)
 
-    async def _ask_each(self, ask: Any) -> Any:
-        """Ask the hosts of the URL, and those that are known, until one answers."""
-        failure: Exception = OSError("no host")
-        for place in dict.fromkeys((*self.address.places, *self._places)):
-            try:
-                async with asyncio.timeout(self._timeout):
-                    return await ask(place)
-            except FAILURES as error:
-                failure = error
-        raise failure
+    async def _ask_all(self, ask: Callable[[Place], Awaitable[T]], places: Sequence[Place]) -> T:
+        """Ask all at once, so that one that hangs holds up nobody; the first answer, or the failure of the first."""
+        asked = [asyncio.create_task(self._in_time(ask, place)) for place in dict.fromkeys(places)]
+        try:
+            for each in asyncio.as_completed(asked):
+                with contextlib.suppress(*FAILURES):
+                    return await each
+            return await asked[0]
+        finally:
+            for task in asked:
+                task.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+
+    async def _in_time(self, ask: Callable[[Place], Awaitable[T]], place: Place) -> T:
+        async with asyncio.timeout(self._timeout):
+            return await ask(place)
 
     async def _master(self, place: Place) -> Place:
         login = {name: value for name, value in self.address.options.items() if name != "db"}
@@ -320,7 +328,7 @@ def _holder(slots: Sequence[tuple[int, int, Place]], slot: int) -> Place:
     raise OSError(f"no node of the cluster has slot {slot}")
 
 
-def _had(done: asyncio.Future[Any]) -> None:
+def had(done: asyncio.Future[Any]) -> None:
     """Whoever asked may have left: nobody needs to hear of a failure then."""
     if not done.cancelled():
         done.exception()

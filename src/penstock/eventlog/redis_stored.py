@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 
 from penstock.errors import StoreError, StreamGone
 from penstock.eventlog.base import End, Page, State
+from penstock.eventlog.batch import gap_in_bytes, page_of
 from penstock.eventlog.followed import Followed
 from penstock.eventlog.reader import Reader
-from penstock.eventlog.redis_read import Found, gap_in_bytes, page_of
+from penstock.eventlog.redis_read import Found
 from penstock.eventlog.redis_scripts import STOP, Entry, Row, unpack
 
 if TYPE_CHECKING:
@@ -262,7 +263,7 @@ class StoredStream(Followed):
         if reader.cursor != self.sequence or self.state is not State.RUNNING or self._gone:
             return False
         self._bucket.tail.follow(self)
-        self._followers = (*self._followers, reader)
+        self._add_follower(reader)
         return True
 
     def _unfollow(self, reader: Reader) -> None:

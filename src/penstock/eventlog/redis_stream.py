@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from penstock.errors import StreamGone
 from penstock.eventlog.base import End, Page, Promise, Reason, State
+from penstock.eventlog.batch import gap_in_bytes, page_of
 from penstock.eventlog.followed import tell
 from penstock.eventlog.live import LiveStream, Pause
 from penstock.eventlog.reader import Reader
-from penstock.eventlog.redis_read import Found, gap_in_bytes, page_of
+from penstock.eventlog.redis_read import Found
 from penstock.eventlog.redis_scripts import pack
 
 if TYPE_CHECKING:
@@ -156,8 +157,8 @@ class RedisStream(LiveStream):
         self._bucket.reports.of(self)
 
     def _detach(self, reader: Reader) -> None:
-        self._bucket.reports.of(self)
         super()._detach(reader)
+        self._bucket.reports.of(self)
 
     def _report(self) -> tuple[int, int]:
         """How many read it here, for those who list."""
@@ -295,7 +296,7 @@ class RedisStream(LiveStream):
         self._stored_records += count
         self._stored_offset += size
         self._bucket.log._backlog -= size
-        self._bucket.log._unswept += size
+        self._bucket.log._sweep.stored += size
         self._collecting = self._collecting_bytes = 0
         if self._collecting_start:
             self._start_is_due, self._new_head = False, None

@@ -10,6 +10,7 @@ has renewed them; then their streams are ended, and their readers not counted an
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ from penstock.eventlog.redis_stored import StoredStream
 
 if TYPE_CHECKING:
     from penstock.eventlog.redis_bucket import Bucket
+
+logger = logging.getLogger("penstock.eventlog")
 
 BLOCK = 5.0
 BATCHES = 16
@@ -76,7 +79,7 @@ class Tail:
         """Look when somebody's lease runs out."""
         if token not in self._watched:
             self._watched[token] = 0.0
-            self._bucket.log._poke()
+            self._bucket.log._keeper.beat_soon()
 
     def look_after(self, now: float) -> None:
         """Look at the leases for which it is time."""
@@ -107,7 +110,7 @@ class Tail:
                 if token in live._elsewhere_by:
                     live._heard_of_readers(token, 0, -1)
             self._settle([stream for stream in self._followed.values() if stream.lease == token])
-        self._bucket.log._poke()
+        self._bucket.log._keeper.beat_soon()
 
     def _settle(self, streams: Sequence[StoredStream]) -> asyncio.Future[Any]:
         """Look at streams again: their producers may be gone, or Redis may have lost some of them."""
@@ -150,6 +153,7 @@ class Tail:
         place: Place | None = None
         failing_since: float | None = None
         failures = 0
+        logged = ""
         try:
             while True:
                 await self._needed.wait()
@@ -164,7 +168,10 @@ class Tail:
                     self._bucket.reports.send()
                     await self._listen_once(wire)
                     failing_since, failures = None, 0
-                except (*FAILURES, StoreError) as error:
+                except Exception as error:
+                    if not isinstance(error, (*FAILURES, StoreError)) and logged != repr(error):
+                        logged = repr(error)
+                        logger.exception("%s: nobody foresaw this; it goes on", self._bucket.log.address.shown)
                     now = time.monotonic()
                     failing_since = failing_since or now
                     failures += 1
@@ -175,6 +182,7 @@ class Tail:
                             stream.wake(told)
                     for token in self._watched:
                         self._watched[token] = 0.0
+                    self._bucket.log._keeper.beat_soon()
                     if wire is not None:
                         await wire.disconnect(nowait=True)
                         wire = None
@@ -189,8 +197,9 @@ class Tail:
             if not self._bucket.reports.waiting:
                 self._needed.clear()
             return
-        assert self._bucket.token is not None
-        token, inbox = self._bucket.token, self._bucket.key("inbox", self._bucket.token)
+        if (token := self._bucket.token) is None:
+            return  # it ran out meanwhile: there is another to be had first
+        inbox = self._bucket.key("inbox", token)
         keys, positions = [inbox], [self._inbox_at]
         streams: dict[bytes, StoredStream] = {}
         for stream in self._followed.values():

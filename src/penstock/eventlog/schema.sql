@@ -46,7 +46,8 @@ CREATE TABLE batches (
     data BLOB NOT NULL
 );
 
--- Who reads what, by the lease of the reading process: so that producers know, and all can be listed.
+-- Who reads what, by the lease of the reading process: so that producers know, all can be listed, and what has ended is
+-- kept while it is read.
 CREATE TABLE readers (
     number INTEGER NOT NULL,
     epoch INTEGER NOT NULL,

@@ -101,7 +101,7 @@ class SqliteLog(EventLog):
         self._clock = clock
         self._new_id = new_id
         self._wall_offset = wall() - clock()
-        options: dict[str, Any] = {
+        self._options: dict[str, Any] = {
             "timeout": timeout,
             "max_file_bytes": max_file_bytes,
             "synchronous": synchronous,
@@ -109,17 +109,19 @@ class SqliteLog(EventLog):
             "wall": self._wall,
         }
         self._path = Path(path)
-        self._writes = Store(self._path, **options)
-        self._reads = Store(self._path, **options)
-        self._writer = ThreadPoolExecutor(1, "penstock-log-writer")
-        self._reader = ThreadPoolExecutor(1, "penstock-log-reader")
+        self._writes: Store
+        self._reads: Store
+        self._writer: ThreadPoolExecutor
+        self._reader: ThreadPoolExecutor
         self._loop: asyncio.AbstractEventLoop
         self._closed = True
         self._epoch: int | None = None
         self._lease_until = 0.0
         self._live: dict[str, SqliteStream] = {}
+        self._ending: set[SqliteStream] = set()  # of those with a key: their ends are not stored yet
         self._dirty: list[SqliteStream] = []
         self._backlog = 0
+        self._backlog_is_full = False  # sources were paused for the backlog
         self._excess = 0
         self._unswept = 0
         self._flushing: asyncio.Future[dict[int, tuple[int, int]]] | None = None
@@ -134,13 +136,20 @@ class SqliteLog(EventLog):
         self._waiting: dict[int, StoredStream] = {}
         self._stored: WeakValueDictionary[str, StoredStream] = WeakValueDictionary()
         self._attached: Counter[int] = Counter()
+        self._read_here: set[SqliteStream | StoredStream] = set()
         self._to_report: set[SqliteStream | StoredStream] = set()
-        self._reported: dict[int, Report] = {}
+        self._reported: dict[int, Report] = {}  # of the streams that somebody reads
 
     # -- opening and closing ---------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Open the file, take a lease, and end what producers that are gone have left; see `EventLog.start`."""
+        """Open the file, take a lease, and end what producers that are gone have left; see `EventLog.start`.
+
+        After a failure it can be tried again.
+        """
+        self._writes, self._reads = Store(self._path, **self._options), Store(self._path, **self._options)
+        self._writer = ThreadPoolExecutor(1, "penstock-log-writer")
+        self._reader = ThreadPoolExecutor(1, "penstock-log-reader")
         self._loop = asyncio.get_running_loop()
         self._registering = asyncio.Lock()
         self._closed = False
@@ -246,8 +255,8 @@ class SqliteLog(EventLog):
     async def _settled(self, key: str | None, owner: str) -> None:
         """Wait until a stream of that key which has ended here is stored as such."""
         if key is not None:
-            for stream in self._live.values():
-                if (stream.owner, stream.key) == (owner, key) and stream.state is State.ENDING:
+            for stream in self._ending:
+                if (stream.owner, stream.key) == (owner, key):
                     await stream.stored(stream.appended + 1)
                     return
 
@@ -379,7 +388,8 @@ class SqliteLog(EventLog):
             self._last_streams = len(streams)
             for stream in streams:
                 stream._collected(done.result())
-            if self._backlog <= self._max_backlog // 2:
+            if self._backlog_is_full and self._backlog <= self._max_backlog // 2:
+                self._backlog_is_full = False
                 for stream in list(self._live.values()):
                     stream._resume(Pause.BACKLOG)
             if self._unswept > self.retention.max_bytes // 16:
@@ -476,7 +486,9 @@ class SqliteLog(EventLog):
         if not self._closed:
             self._retaking = self._loop.create_task(self._retake())
         self._dirty = []
+        self._ending.clear()
         self._backlog = 0
+        self._backlog_is_full = False
         lost, self._live = self._live, {}
         for stream in lost.values():
             if stream.state is not State.ENDED:
@@ -491,6 +503,10 @@ class SqliteLog(EventLog):
 
     def _report(self, stream: SqliteStream | StoredStream) -> None:
         """Have others told who reads a stream here."""
+        if stream._readers:
+            self._read_here.add(stream)
+        else:
+            self._read_here.discard(stream)
         self._to_report.add(stream)
         self._poll_later()
 
@@ -502,24 +518,26 @@ class SqliteLog(EventLog):
     def _poll(self) -> None:
         self._poll_timer = None
         self._polling = True
-        reports = self._reports()
+        told = self._reports() if self._epoch is not None else {}
+        reports = list(told.values())
         asked = self._submit(self._writer, self._writes.changes, self._epoch or 0, list(self._waiting), reports)
-        asked.add_done_callback(self._polled)
+        asked.add_done_callback(lambda done: self._polled(done, told))
 
-    def _reports(self) -> list[Report]:
+    def _reports(self) -> dict[SqliteStream | StoredStream, Report]:
         """What has changed of who reads here."""
-        changed = []
+        changed = {}
         for stream in self._to_report:
             report = stream._report()
-            if report is None:  # the stream has ended, and nobody asks any more
-                self._reported.pop(stream._number, None)
-            elif self._epoch is not None and report != self._reported.get(report.number):
-                self._reported[report.number] = report
-                changed.append(report)
+            if report != self._reported.get(report.number, Report(report.number, 0, -1)):
+                changed[stream] = report
+                if report.readers:
+                    self._reported[report.number] = report
+                else:
+                    del self._reported[report.number]
         self._to_report.clear()
         return changed
 
-    def _polled(self, done: asyncio.Future[Changes]) -> None:
+    def _polled(self, done: asyncio.Future[Changes], told: dict[SqliteStream | StoredStream, Report]) -> None:
         self._polling = False
         error = done.exception()
         if self._closed:
@@ -538,15 +556,18 @@ class SqliteLog(EventLog):
                     report = readers.get(stream._number)
                     stream._attached_elsewhere(*(report[1:] if report is not None else (0, -1)))
         elif isinstance(error, StoreError):
-            self._report_again()
+            for report in told.values():  # told again, and that nobody reads it any more too
+                self._reported[report.number] = report._replace(readers=-1)
+            self._to_report.update(told)
         else:
             raise error
         self._poll_later()
 
     def _report_again(self) -> None:
-        """What was reported is not there, or under a lease that is gone."""
+        """What was reported was under a lease that is gone."""
         self._reported.clear()
-        self._to_report.update(stream for stream in self._stored.values() if stream._readers)
+        self._to_report = set(self._read_here)
+        self._poll_later()
 
     # -- clocks and threads ----------------------------------------------------------------------------------------
 

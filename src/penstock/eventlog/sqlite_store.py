@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from array import array
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from typing import Any, NamedTuple
 
 from penstock.errors import LimitExceeded, ProducerLost, StoreError, Trouble
 from penstock.eventlog.base import Retention
+from penstock.eventlog.batch import split
 from penstock.eventlog.presence import Presence
 
 VERSION = 1
@@ -304,7 +304,6 @@ class Store:
                     "WHERE number = ? AND reason IS NULL",
                     [(*end, self._wall(), number) for *end, number in flush.ends],
                 )
-                self._db.executemany("DELETE FROM readers WHERE number = ?", [(end[-1],) for end in flush.ends])
                 return {trim[0]: self._trim(*trim) for trim in flush.trims}
 
     def stop(self, number: int) -> bool:
@@ -350,7 +349,7 @@ class Store:
 
         Args:
             retention: How much to keep.
-            busy: Streams that somebody reads here, which are not forgotten.
+            busy: Streams that somebody reads here, which are not forgotten; nor are those that others read, by reports.
         Returns:
             By how many bytes the streams that run are beyond the bound.
         """
@@ -360,7 +359,9 @@ class Store:
                 # A clock that went back would keep these for long.
                 self._db.execute("UPDATE streams SET ended_at = ? WHERE ended_at > ?", (now, now + 60))
                 old = self._db.execute(
-                    "SELECT number FROM streams WHERE reason IS NOT NULL AND ended_at <= ?", (now - retention.age,)
+                    "SELECT number FROM streams WHERE reason IS NOT NULL AND ended_at <= ? AND number NOT IN "
+                    "(SELECT number FROM readers JOIN producers USING (epoch))",
+                    (now - retention.age,),
                 ).fetchall()
                 for row in old:
                     if row["number"] not in busy:
@@ -430,7 +431,7 @@ class Store:
                     self._connection.execute("COMMIT")
 
     def changes(self, epoch: int, waiting: Sequence[int], reports: Sequence[Report]) -> Changes:
-        """What others have done since the last call; and tell them who reads theirs.
+        """What others have done since the last call; and tell them who reads what here.
 
         A stream that was not waited for at the last call has gone on in any case.
         """
@@ -470,7 +471,7 @@ class Store:
                 self._db.execute("DELETE FROM readers WHERE number = ? AND epoch = ?", (report.number, epoch))
                 if report.readers:
                     self._db.execute(
-                        "INSERT INTO readers SELECT number, ?, ?, ? FROM streams WHERE number = ? AND reason IS NULL",
+                        "INSERT INTO readers SELECT number, ?, ?, ? FROM streams WHERE number = ?",
                         (epoch, report.readers, report.cursor, report.number),
                     )
 
@@ -663,37 +664,10 @@ def told(error: sqlite3.Error, path: Path) -> StoreError:
     return StoreError(f"{path}: {_ADVICE[reason]} (SQLite: {error})", reason=reason)
 
 
-def sizes_of(records: Sequence[bytes]) -> bytes | None:
-    """The sizes of a batch's records, as they are stored; None for a single record."""
-    if len(records) == 1:
-        return None
-    sizes = array("I", map(len, records))
-    if _BIG_ENDIAN:
-        sizes.byteswap()
-    return sizes.tobytes()
-
-
-def split(sizes: bytes | None, data: bytes) -> list[bytes]:
-    """The records of a batch."""
-    if sizes is None:
-        return [data]
-    lengths = array("I")
-    lengths.frombytes(sizes)
-    if _BIG_ENDIAN:
-        lengths.byteswap()
-    records, begin = [], 0
-    for length in lengths:
-        records.append(data[begin : begin + length])
-        begin += length
-    return records
-
-
 def _span(number: int) -> tuple[int, int]:
     """Before the first, and the last position that a stream can have."""
     return number << SEQUENCE_BITS, ((number + 1) << SEQUENCE_BITS) - 1
 
-
-_BIG_ENDIAN = array("I", [1]).tobytes()[:1] == b"\0"
 
 # Not to be rolled back by itself, so that SQLite need not note what each row of it changes.
 _INSERT = {width: f"INSERT OR ROLLBACK INTO batches VALUES {', '.join(['(?, ?, ?, ?)'] * width)}" for width in WIDTHS}

@@ -10,13 +10,15 @@ import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING
 
-from penstock.errors import ReplayGap, StoreError, StreamGone
+from penstock.errors import StoreError, StreamGone
 from penstock.eventlog.base import End, Page, Promise, Reason, State, Stream
+from penstock.eventlog.batch import gap_in_bytes, page_of, sizes_of
 from penstock.eventlog.live import LiveStream, Pause
 from penstock.eventlog.reader import Reader
-from penstock.eventlog.sqlite_store import SEQUENCE_BITS, Batches, Flush, Report, Row, sizes_of
+from penstock.eventlog.sqlite_store import SEQUENCE_BITS, Batches, Flush, Report, Row
 
 if TYPE_CHECKING:
     from penstock.eventlog.sqlite import SqliteLog
@@ -99,6 +101,7 @@ class SqliteStream(LiveStream):
         if not self._dirty:
             self._mark(urgent=not self.stored_sequence)
         if log._backlog > log._max_backlog:
+            log._backlog_is_full = True
             self._pause(Pause.BACKLOG)
         if not self.durable:
             self.sequence = last
@@ -113,12 +116,18 @@ class SqliteStream(LiveStream):
         """End the stream; see `Producer.end`."""
         if self.state in (State.ENDING, State.ENDED):
             return False
-        self.state = State.ENDING
-        self._end = self._end_record(reason, detail)
+        end = self._end_record(reason, detail)
+        self._end_with(end)
         self._mark(urgent=True)
         if not self.durable:
-            self._tell_end(self._end)
+            self._tell_end(end)
         return True
+
+    def _end_with(self, end: End) -> None:
+        self.state = State.ENDING
+        self._end = end
+        if self.key is not None:
+            self._log._ending.add(self)
 
     async def request_stop(self) -> bool:
         """Ask the producer to stop; see `Stream.request_stop`."""
@@ -133,12 +142,12 @@ class SqliteStream(LiveStream):
 
     def _detach(self, reader: Reader) -> None:
         _leave(self._log._attached, self._number)
-        self._log._report(self)
         super()._detach(reader)
+        self._log._report(self)
 
-    def _report(self) -> Report | None:
-        """How many read it here, for those who list."""
-        return Report(self._number, self._log._attached[self._number], 0) if self.ended is None else None
+    def _report(self) -> Report:
+        """How many read it here, for those who list; and that it is read, once it has ended."""
+        return Report(self._number, self._log._attached[self._number], -1)
 
     async def _read(self, after: int, max_records: int, max_bytes: int) -> Page:
         if after >= self._stored_records:
@@ -158,7 +167,7 @@ class SqliteStream(LiveStream):
             return self._unstored_page(after, offset - begin, max_records, max_bytes)
         found = await self._log._read_file(self._number, 0, offset, max_records, max_bytes)
         if found.row is not None and offset < found.row["dropped_offset"]:
-            raise _gap_in_bytes(offset, found.row)
+            raise gap_in_bytes(offset, found.row["dropped_offset"])
         return self._page(found, None)
 
     def _page(self, found: Batches, after: int | None) -> Page:
@@ -176,17 +185,9 @@ class SqliteStream(LiveStream):
             return Page((), after, self.offset, self.ended)
         start = after - self._stored_records
         offset = self._stored_offset + sum(map(len, self._unstored[:start]))
-        records: list[bytes] = []
-        room = max_bytes + skip
-        for record in self._unstored[start : start + max_records]:
-            if records and len(record) > room:
-                break
-            records.append(record)
-            room -= len(record)
+        records = page_of(islice(self._unstored, start, None), skip, max_records, max_bytes)
         after += len(records)
-        offset += sum(map(len, records))
-        if records and skip:
-            records[0] = records[0][skip:]
+        offset += sum(map(len, records)) + (skip if records else 0)
         return Page(records, after, offset, self.ended if after == self.sequence else None)
 
     # -- storing ---------------------------------------------------------------------------------------------------
@@ -235,8 +236,7 @@ class SqliteStream(LiveStream):
         self._log._backlog -= self._unstored_bytes
         self._unstored.clear()
         self._unstored_bytes = 0
-        self.state = State.ENDING
-        self._end = End("producer_lost", b"", self._stored_records + 1, self._stored_offset)
+        self._end_with(End("producer_lost", b"", self._stored_records + 1, self._stored_offset))
         self.appended, self.appended_offset = self._stored_records, self._stored_offset
 
     def _collect_in_parts(self, flush: Flush) -> None:
@@ -280,6 +280,7 @@ class SqliteStream(LiveStream):
         if end is not None:
             self.state = State.ENDED
             self._log._live.pop(self.id, None)
+            self._log._ending.discard(self)
             if self.ended is None:
                 self._tell_end(end)
         self._tell_stored(self._stored_records if end is None else end.sequence)
@@ -384,7 +385,7 @@ class StoredStream(Stream):
         found = await self._found(0, offset, max_records, max_bytes)
         assert found.row is not None
         if offset < found.row["dropped_offset"]:
-            raise _gap_in_bytes(offset, found.row)
+            raise gap_in_bytes(offset, found.row["dropped_offset"])
         return self._page(found)
 
     async def _found(self, after: int, offset: int | None, max_records: int, max_bytes: int) -> Batches:
@@ -438,15 +439,14 @@ class StoredStream(Stream):
         self._log._report(self)
 
     def _moved(self) -> None:
-        # Where the stream is far from full, nobody need know how far its readers are.
-        if self.offset - self._dropped_offset > self._log.retention.max_stream_bytes // 2:
+        # Where the stream is far from full, or has ended, nobody need know how far its readers are.
+        if self.ended is None and self.offset - self._dropped_offset > self._log.retention.max_stream_bytes // 2:
             self._log._report(self)
 
-    def _report(self) -> Report | None:
-        """Who reads it here, for the process that produces it."""
-        if self.ended is not None:
-            return None
-        return Report(self._number, len(self._readers), max((reader.cursor for reader in self._readers), default=-1))
+    def _report(self) -> Report:
+        """Who reads it here, for the process that produces it; and that it is read, once it has ended."""
+        furthest = max((reader.cursor for reader in self._readers), default=-1) if self.ended is None else -1
+        return Report(self._number, self._log._attached[self._number], furthest)
 
 
 def state_of(row: Row) -> State:
@@ -461,13 +461,6 @@ def end_of(row: Row) -> End | None:
     if row["reason"] is None:
         return None
     return End(row["reason"], row["detail"], row["sequence"] + 1, row["offset"])
-
-
-def _gap_in_bytes(offset: int, row: Row) -> ReplayGap:
-    earliest = row["dropped_offset"]
-    return ReplayGap(
-        f"the bytes from {offset} on were evicted; read from {earliest} on", requested=offset, earliest=earliest
-    )
 
 
 def _leave(attached: Counter[int], number: int) -> None:

@@ -34,6 +34,7 @@ from starlette.routing import Route as At
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from penstock.errors import StoreError
 from penstock.eventlog.base import StreamInfo
 from penstock.relay.ends import StreamEnd
 from penstock.relay.metrics import RelayMetrics
@@ -105,7 +106,7 @@ class Admin:
             Mount("/_penstock", app=StaticFiles(directory=PAGE, html=True)),
         ]
         self._hosts = {"localhost", *(host.lower() for host in hosts)}
-        self._app = Starlette(routes=paths)
+        self._app = Starlette(routes=paths, exception_handlers={StoreError: _store_trouble})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -143,9 +144,8 @@ class Admin:
         return PlainTextResponse("draining\n" if draining else "ok\n", 503 if draining else 200)
 
     async def _list(self, request: Request) -> Response:
-        await self._streams.ready()
         running = {session.stream.id: session for session in self._streams.sessions}
-        found = await self._streams.log.streams()
+        found = await self._streams.listed()
         breakers = {route.upstream: route.client.circuit_state() for route in self._routes}
         return JSONResponse(
             {
@@ -156,8 +156,7 @@ class Admin:
         )
 
     async def _stop(self, request: Request) -> Response:
-        await self._streams.ready()
-        stream = await self._streams.log.get(request.path_params["id"])
+        stream = await self._streams.look(request.path_params["id"])
         if stream is None:
             return JSONResponse({"detail": "there is no such stream, or no longer"}, 404)
         return Response(status_code=204 if await self._streams.stop(stream) else 409)
@@ -179,6 +178,10 @@ class Admin:
         if session is None:
             return self._firsts.get(id)
         return None if session.first_at is None else session.first_at - session.started_at
+
+
+async def _store_trouble(request: Request, error: Exception) -> Response:
+    return JSONResponse({"detail": str(error)}, 503)
 
 
 def _described(info: StreamInfo, first: float | None) -> dict[str, Any]:

@@ -409,5 +409,6 @@ def _promised(config: Config, policy: Policy) -> list[str]:
     if policy.early_headers is not None:
         when = f"after {spelled_duration(policy.early_headers)}" if policy.early_headers else "at once"
         early = [f"a reader of events is answered {when}, whatever the upstream will say"]
+    away = ["without the store it is relayed live, and not kept"] if policy.without_store == "live" else []
     who = "whoever has a stream's id" if policy.owner is None else f"its owner alone, by {policy.owner}"
-    return [f"keeps {what}, {how}", f"a reader that leaves {leaves}", f"read again by {who}", *early]
+    return [f"keeps {what}, {how}", f"a reader that leaves {leaves}", f"read again by {who}", *early, *away]

@@ -211,6 +211,8 @@ class Downstream:
         self._news.set()
 
     def _depart(self) -> None:
+        if self._left:
+            return  # told by the server once more
         self._left = True
         self._left_early = not self._quiet.is_set()
         self._hush()

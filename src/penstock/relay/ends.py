@@ -65,6 +65,8 @@ class StreamEnd:
         first_event: Seconds from the start to the first record; None where none came.
         duration: Seconds from the start to the end.
         usage: The provider's usage block, where one went by.
+        status: Of the upstream's answer, 200 for a generator's; where it was answered early, and the upstream then had
+            no stream for it, what it would have been answered with; None where there was no answer.
         ended_at: When that was [Unix seconds].
     """
 
@@ -78,6 +80,7 @@ class StreamEnd:
     first_event: float | None
     duration: float
     usage: Mapping[str, Any] | None = None
+    status: int | None = None
     ended_at: float = field(default_factory=time.time, compare=False)
     _kind: Kind = field(default="bytes", repr=False, compare=False)
     _read: Callable[[], Awaitable[Records]] | None = field(default=None, repr=False, compare=False)
@@ -99,7 +102,9 @@ class StreamEnd:
                 return []
 
 
-def said(dialect: Dialect, reason: Reason, message: str, status: int | None = None) -> bytes:
+def said(
+    dialect: Dialect, reason: Reason, message: str, status: int | None = None, *, kind: str | None = None
+) -> bytes:
     """The terminal event, as the dialect has it; bytes for the wire, without an id.
 
     Args:
@@ -108,8 +113,9 @@ def said(dialect: Dialect, reason: Reason, message: str, status: int | None = No
         message: What happened, for a human.
         status: What the request would have been answered with, where it was answered before that was known. Dialects
             that have no place for it have it in the message alone.
+        kind: What it is called, where that is not the reason's to say.
     """
-    kind = {"error": "upstream_error", "cancelled": "cancelled", "producer_lost": "producer_lost"}.get(reason, "error")
+    kind = kind or {"error": "upstream_error", "cancelled": "cancelled", "producer_lost": "producer_lost"}.get(reason, "error")
     known: dict[str, Any] = {} if status is None else {"status": status}
     match dialect:
         case "openai":

@@ -3,8 +3,8 @@
 ==========  ========================================  =============================================
 kind        a record is                               an unfinished one at the end
 ==========  ========================================  =============================================
-sse         a block, up to its blank line; with our   is dropped: an event without its blank line
-            id in it where it has data                dispatches nothing
+sse         a block, up to its blank line; with our   goes on as it came, if the body came whole:
+            id in it where it has data                its reader's parser dispatches nothing for it
 ndjson      a line                                    is kept if the body came whole, else dropped
 bytes       what came in one read                     (there is none)
 ==========  ========================================  =============================================
@@ -34,11 +34,15 @@ class Feed(Protocol):
         dialect: What the stream was heard to speak; None while it has not told.
         usage: The blocks that a provider's usage is in.
         received: Bytes that came.
+        unfinished: Whether `close` found the beginning of a record.
     """
 
     dialect: Dialect | None
     usage: Usage
     received: int
+
+    @property
+    def unfinished(self) -> bool: ...
 
     def feed(self, data: bytes, sequence: int) -> list[bytes]:
         """The records that these bytes complete, the first of them to be numbered with that sequence.
@@ -61,6 +65,7 @@ class SseFeed:
     """
 
     __slots__ = (
+        "_bare",
         "_behind_id",
         "_cutter",
         "_fresh",
@@ -86,12 +91,18 @@ class SseFeed:
         self._cutter = sse.BlockCutter(max_block_bytes=max_event_bytes)
         self._limit = max_event_bytes
         self._marked = ids == "ours"
+        self._bare = False
         self._marking = False  # ...and the first blocks have been looked at
         self._behind_id = False  # ...and one has gone out
         self._fresh = True
         self._silent = True  # no block with data has come
         self._theirs = False  # ...but an id of the upstream's own
         self.last = b""
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether `close` found a block without its blank line."""
+        return self._cutter.unfinished
 
     @property
     def silent(self) -> bool:
@@ -126,6 +137,8 @@ class SseFeed:
             self._look(blocks)
         saw = self.usage.saw
         if not self._marked:
+            if self._bare:
+                blocks = [without_id(block) if has_id(block) else block for block in blocks]
             for block in blocks:
                 if has_data(block):
                     self.last = block
@@ -149,9 +162,16 @@ class SseFeed:
         self._behind_id = behind_id
         return blocks
 
+    def unmark(self) -> None:
+        """From now on blocks have no ids: where ours were, nobody could come back by them."""
+        if self._ids == "auto" and self._silent:
+            self._ids = "upstream"
+        elif self._marked:
+            self._marked = self._marking = False
+            self._bare = True
+
     def close(self, sequence: int) -> list[bytes]:
-        rest = self._cutter.close()
-        return [] if self._cutter.unfinished else rest
+        return self._cutter.close()
 
     def _look(self, blocks: list[bytes]) -> None:
         """At the first blocks: a byte-order mark cannot stay behind an id, and the first with data tells the rest."""
@@ -169,6 +189,8 @@ class SseFeed:
 
 class LineFeed:
     """The lines of an NDJSON body."""
+
+    unfinished = False  # the last line may do without its newline
 
     def __init__(self, max_event_bytes: int) -> None:
         self.dialect: Dialect | None = "ndjson"
@@ -190,6 +212,8 @@ class LineFeed:
 
 class ByteFeed:
     """Bytes as they come."""
+
+    unfinished = False
 
     def __init__(self) -> None:
         self.dialect: Dialect | None = None

@@ -30,7 +30,7 @@ from penstock.relay.exchange import pass_on
 from penstock.relay.head import Digest
 from penstock.relay.headers import Raw, body_length
 from penstock.relay.policy import Policy
-from penstock.relay.resume import NO_ANSWER, Resumption, root_of, store_trouble_told, told_why
+from penstock.relay.resume import NO_ANSWER, Resumption, digest_of, root_of, store_trouble_told, told_why
 from penstock.relay.route import Route
 from penstock.relay.session import OnEnd, Session
 from penstock.relay.source import UpstreamSource
@@ -167,10 +167,9 @@ class Gate(Resumption):
             return
         digest: str | None = None
         if repeated is not None:
-            async with attended(downstream):
-                digest = await repeated.read(downstream.body)
+            digest = await digest_of(repeated, downstream)
             if downstream.started:
-                return  # the reader has left
+                return  # the reader has left, or sent too much
         downstream.body_is_over()
         async with store_trouble_told(downstream):
             await self.join(running, downstream, digest=digest, route=route, more_headers=more_headers, root=root)
@@ -219,11 +218,11 @@ class Gate(Resumption):
     ) -> None:
         """Wait for what the upstream says, and pass it on; the session learns when its reader leaves."""
         try:
-            async with attended(downstream, session), store_trouble_told(downstream):
+            async with attended(downstream, session), store_trouble_told(downstream, session):
                 await asyncio.wait({session.opened})
                 failure = session.opened.exception()
                 if failure is not None:
-                    await told_why(downstream, failure, outgoing)
+                    await told_why(downstream, failure, outgoing, session)
                     return
                 opened = session.opened.result()
                 if isinstance(opened, Response):
@@ -231,7 +230,7 @@ class Gate(Resumption):
                     rules = policy.response_headers
                     await pass_on(opened, outgoing, downstream, rules=rules, more_headers=more_headers)
                     return
-                with session.seat() as reader:
+                with session.seat() as reader, self.streams.reading(reader.stream):
                     await give(
                         reader,
                         opened,

@@ -22,6 +22,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, 
 from contextlib import aclosing
 from typing import Any, Literal
 
+import anyio
 import anyio.to_thread
 
 from penstock.relay.ends import Dialect, Kind
@@ -43,11 +44,26 @@ _DONE = object()
 
 
 async def generated(
-    session: Session, factory: Factory, *, encoding: Encoding, dialect: Dialect | None, headers: Raw
+    session: Session,
+    factory: Factory,
+    *,
+    encoding: Encoding,
+    dialect: Dialect | None,
+    headers: Raw,
+    threads: anyio.CapacityLimiter,
 ) -> None:
     """Run a generator to its end, as a session's source.
 
     Cancellation: the generator is closed where it stands.
+
+    Args:
+        session: The stream's.
+        factory: Makes the generator.
+        encoding: What its items become.
+        dialect: What the stream speaks.
+        headers: Of the answer, beside our own.
+        threads: What one that is not async runs in. Its own threads, lest generators that wait for tokens hold up
+            whatever else the application does in threads.
     """
     content_type, kind = _TYPES[encoding]
     if not any(name == b"content-type" for name, _ in headers):
@@ -55,18 +71,21 @@ async def generated(
     headers = [*headers, (b"x-accel-buffering", b"no")]
     if dialect == "ai-sdk":
         headers.append((b"x-vercel-ai-ui-message-stream", b"v1"))
+    session.is_own = True
     session.begin(Head(200, headers, kind, dialect=dialect))
     items = factory()
     if inspect.isawaitable(items):
         items = await items
     encode = encoder(encoding)
-    async with aclosing(_encoded(items, encode)) as encoded:
+    async with aclosing(_encoded(items, encode, threads)) as encoded:
         await draw(session, encoded)
     if dialect == "ai-sdk" and encoding == "sse":
         session.take(b"data: [DONE]\n\n")
 
 
-async def _encoded(items: Items, encode: Callable[[Any], bytes]) -> AsyncGenerator[bytes, None]:
+async def _encoded(
+    items: Items, encode: Callable[[Any], bytes], threads: anyio.CapacityLimiter
+) -> AsyncGenerator[bytes, None]:
     if isinstance(items, AsyncIterable):
         iterator = aiter(items)
         try:
@@ -79,17 +98,17 @@ async def _encoded(items: Items, encode: Callable[[Any], bytes]) -> AsyncGenerat
         return
     pulled: Iterator[Any] = iter(items)
     try:
-        while (item := await _in_thread(next, pulled, _DONE)) is not _DONE:
+        while (item := await _in_thread(threads, next, pulled, _DONE)) is not _DONE:
             yield encode(item)
     finally:
         close = getattr(pulled, "close", None)
         if close is not None:
-            await _in_thread(close)  # its `finally` may block, as its body may
+            await _in_thread(threads, close)  # its `finally` may block, as its body may
 
 
-async def _in_thread(call: Callable[..., Any], *arguments: Any) -> Any:
+async def _in_thread(threads: anyio.CapacityLimiter, call: Callable[..., Any], *arguments: Any) -> Any:
     """Call in a thread, and wait for the call's end when cancelled too: a generator that runs cannot be closed."""
-    running = asyncio.ensure_future(anyio.to_thread.run_sync(call, *arguments))
+    running = asyncio.ensure_future(anyio.to_thread.run_sync(call, *arguments, limiter=threads))
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:

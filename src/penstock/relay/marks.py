@@ -9,12 +9,10 @@ would move the place of a reader to where nothing was. An id of the upstream's o
 
 from __future__ import annotations
 
-import base64
 import re
 from typing import NamedTuple
 
 VERSION = "1"
-ID_BYTES = 16
 BOM = b"\xef\xbb\xbf"
 
 LOST = 10**15 - 1
@@ -51,11 +49,6 @@ class Place(NamedTuple):
 
     def __str__(self) -> str:
         return f"{VERSION}{self.stream}.{self.epoch}-{self.sequence}"
-
-
-def stream_id(random: bytes) -> str:
-    """A stream's id out of 16 random bytes: nobody guesses it, and no name from outside is ever one."""
-    return base64.urlsafe_b64encode(random).rstrip(b"=").decode()
 
 
 def is_stream_id(text: str) -> bool:

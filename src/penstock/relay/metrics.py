@@ -74,6 +74,7 @@ class RelayMetrics:
             ("readers", "Readers of streams that run here.", sum(each.readers for each in sessions)),
             ("events_running", "Events of streams that run.", sum(each.producer.appended for each in sessions)),
             ("draining", "Whether no new stream begins.", int(self._streams.draining)),
+            ("store_away", "Whether the store does not do its work.", int(self._streams.store_away)),
         ):
             yield GaugeMetricFamily(f"penstock_relay_{name}", says, value=value)
         circuit = GaugeMetricFamily(

@@ -260,15 +260,6 @@ class Policy:
                 raise ValueError(f"{name} is 0 seconds or more, got {seconds}")
         check_root_path(self.root_path)
 
-    def matches(self, method: str, path: str) -> bool:
-        """Whether a request is this route's.
-
-        Args:
-            method: In capitals.
-            path: With its percent-encoding undone, as ASGI has it.
-        """
-        return self.match.fits(method, segments(path))
-
     def logs(self, content_type: str | bytes | None) -> bool:
         """Whether an answer of that Content-Type is kept."""
         if self.log != "auto":

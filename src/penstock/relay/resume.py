@@ -12,21 +12,22 @@ from contextlib import asynccontextmanager
 
 from starlette.requests import Request
 
-from penstock.errors import StoreError
+from penstock.errors import LimitExceeded, StoreError
 from penstock.eventlog.base import Stream
 from penstock.eventlog.reader import Reader
 from penstock.relay.answer import PATH, attended, give
 from penstock.relay.downstream import Downstream
 from penstock.relay.exchange import refuse_with
 from penstock.relay.head import Digest, Head
-from penstock.relay.headers import Raw, body_length
+from penstock.relay.headers import Raw, Refused, body_length
 from penstock.relay.marks import Place, is_stream_id
 from penstock.relay.route import Route
-from penstock.relay.session import STOPPING, Session, StoppedEarly
+from penstock.relay.session import LOST, STOPPING, Session, StoppedEarly
 from penstock.relay.streams import NoRoom, Streams
 from penstock.relay.upstream import Outgoing
 
 NO_ANSWER = "the store does not answer"
+PASSED_ON = "the request was passed on, and its answer is lost: ask again only if doing it twice does no harm"
 
 
 class Resumption:
@@ -93,14 +94,19 @@ class Resumption:
         after = asked.get("after", request.headers.get("last-event-id", ""))
         place = Place.parse(after)
         try:
-            if place is not None:  # of another stream, it says that nothing of this one is known
-                reader = stream.reader(place.sequence, epoch=place.epoch) if place.stream == stream.id else None
-            else:
-                reader = stream.reader(_number(after)) if "after" in asked else None
+            if "after" in asked and "offset" in asked:
+                raise ValueError("a place is told by ?after= or by ?offset=: write one of them")
             offset = _number(asked["offset"]) if "offset" in asked else None
+            sequence = _number(after) if place is None and "after" in asked else 0
         except ValueError as error:
             await downstream.refuse(400, str(error))
             return
+        reader: Reader | None = None  # attached only now: whoever is refused would stay attached
+        if offset is None and place is None:
+            reader = stream.reader(sequence)
+        elif offset is None and place is not None and place.stream == stream.id:
+            reader = stream.reader(place.sequence, epoch=place.epoch)
+        # A place in another stream says that nothing of this one is known.
         await self.join(stream, downstream, reader, offset=offset, more_headers=more_headers, root=root_of(request))
 
     async def join(
@@ -130,28 +136,29 @@ class Resumption:
         session = self.streams.session(stream)
         policy = (session and session.policy) or (route or self._route).policy
         with reader or stream.reader(offset=offset) as place:
-            if session is not None and session.readers >= policy.limits.max_readers:
+            if self.streams.readers(stream) >= policy.limits.max_readers:
                 await downstream.put_off(429, "as many read this stream as may")
                 return
             async with attended(downstream, session):
-                if not await self._has_begun(stream, session, downstream):
-                    return
-                head = Head.decoded(stream.head)
-                if digest is not None and digest != head.digest:
-                    await downstream.refuse(422, "this Idempotency-Key came with another request")
-                elif offset is not None and head.kind == "sse":
-                    await downstream.refuse(400, "an event stream is read from an event on: write ?after=")
-                else:
-                    await give(
-                        place,
-                        head,
-                        downstream,
-                        offset=offset,
-                        more_headers=more_headers or [],
-                        root=policy.root_path + root,
-                        keep_alive=policy.keep_alive,
-                        handover=self.streams.handover,
-                    )
+                with self.streams.reading(stream):
+                    if not await self._has_begun(stream, session, downstream):
+                        return
+                    head = Head.decoded(stream.head)
+                    if digest is not None and digest != head.digest:
+                        await downstream.refuse(422, "this Idempotency-Key came with another request")
+                    elif offset is not None and head.kind == "sse":
+                        await downstream.refuse(400, "an event stream is read from an event on: write ?after=")
+                    else:
+                        await give(
+                            place,
+                            head,
+                            downstream,
+                            offset=offset,
+                            more_headers=more_headers or [],
+                            root=policy.root_path + root,
+                            keep_alive=policy.keep_alive,
+                            handover=self.streams.handover,
+                        )
 
     async def _has_begun(self, stream: Stream, session: Session | None, downstream: Downstream) -> bool:
         """Wait for a stream's head; False, and the reader is told why, if there will be none."""
@@ -162,7 +169,7 @@ class Resumption:
             await asyncio.wait({session.opened})
             failure = session.opened.exception()
             if failure is not None:
-                await told_why(downstream, failure, None)
+                await told_why(downstream, failure, None, session)
                 return False
         while not stream.head:
             if stream.ended is not None:
@@ -215,10 +222,12 @@ class Resumption:
             return
         same = key is None or key == stream.key
         if same and repeated and stream.head:
-            same = False
-            async with attended(downstream):
-                length = body_length(request.scope["headers"])
-                same = await Digest(request, length).read(downstream.body) == Head.decoded(stream.head).digest
+            try:
+                digest = Digest(request, body_length(request.scope["headers"]))
+            except Refused as refused:
+                await downstream.refuse(refused.status, refused.reason)
+                return
+            same = await digest_of(digest, downstream) == Head.decoded(stream.head).digest
         if not same:
             if not downstream.started:
                 await downstream.refuse(409, "this Last-Event-ID is of another request's stream")
@@ -237,26 +246,51 @@ class Resumption:
 
 
 @asynccontextmanager
-async def store_trouble_told(downstream: Downstream) -> AsyncIterator[None]:
-    """Whose answer has not begun when the store fails is told to come back later."""
+async def store_trouble_told(downstream: Downstream, session: Session | None = None) -> AsyncIterator[None]:
+    """Whose answer has not begun when the store fails is told to come back later.
+
+    Args:
+        downstream: The reader.
+        session: What its request began.
+    """
     try:
         yield
     except StoreError:
         if downstream.started:
             raise
-        await downstream.put_off(503, NO_ANSWER)
+        await _put_off(downstream, NO_ANSWER, session)
 
 
-async def told_why(downstream: Downstream, failure: BaseException, outgoing: Outgoing | None) -> None:
+async def digest_of(digest: Digest, downstream: Downstream) -> str | None:
+    """What a request is recognised by, read to its end; None, and it is answered, if it is too long or cut short."""
+    async with attended(downstream):
+        try:
+            return await digest.read(downstream.body)
+        except LimitExceeded as error:
+            await refuse_with(downstream, error, None)
+    return None
+
+
+async def told_why(
+    downstream: Downstream, failure: BaseException, outgoing: Outgoing | None, session: Session
+) -> None:
     """Answer where there is no head."""
     if isinstance(failure, NoRoom):
-        await downstream.put_off(503, str(failure))
-    elif isinstance(failure, StoppedEarly) and str(failure) == STOPPING:
-        await downstream.put_off(503, STOPPING)
+        await _put_off(downstream, str(failure), session)
+    elif isinstance(failure, StoppedEarly) and str(failure) in (STOPPING, LOST):
+        await _put_off(downstream, STOPPING if str(failure) == STOPPING else NO_ANSWER, session)
     elif isinstance(failure, StoppedEarly):  # for good: whoever comes back by itself would begin it anew
         await downstream.refuse(410, "the stream was stopped before it began")
     else:
         await refuse_with(downstream, failure, outgoing)
+
+
+async def _put_off(downstream: Downstream, reason: str, session: Session | None) -> None:
+    """Tell a reader to come back later: but not with a request that may have been passed on, and must not be twice."""
+    if session is None or session.may_repeat or downstream.is_event_source:
+        await downstream.put_off(503, reason)
+    else:
+        await downstream.refuse(502, f"{reason}; {PASSED_ON}")
 
 
 def _number(text: str) -> int:

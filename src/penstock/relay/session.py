@@ -25,9 +25,18 @@ import logging
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 
 from penstock.client.response import Response
-from penstock.errors import InBandError, PenstockError, StreamError, StreamTruncated
+from penstock.errors import (
+    InBandError,
+    LimitExceeded,
+    PenstockError,
+    ProducerLost,
+    StoreError,
+    StreamError,
+    StreamTruncated,
+)
 from penstock.eventlog.base import Producer, Stream
 from penstock.eventlog.base import Reason as LogReason
 from penstock.eventlog.reader import Reader
@@ -39,11 +48,13 @@ from penstock.relay.headers import Raw
 from penstock.relay.marks import id_line
 from penstock.relay.policy import OnDisconnect, Policy
 from penstock.wire import sse
-from penstock.wire.terminator import Failure, Terminator
+from penstock.wire.terminator import Failure, Judgement, Terminator
 
 logger = logging.getLogger("penstock.relay")
 
 STOPPING = "the relay is stopping"
+LOST = "the lease ran out"
+UNSURE = "the relay stopped before the store had the end"
 
 OnEnd = Callable[[StreamEnd], Awaitable[None] | None]
 
@@ -69,12 +80,18 @@ class Session:
         take: Takes bytes of the source's, once it has begun; for a callback, so it does not raise.
         cookies: What the upstream set on whoever began the stream; neither stored nor replayed.
         end: How it ended; None as long as it runs, and where it was not logged.
+        framed: Whether anything but the end of the upstream's connection says where its body ends.
         policy: Its route's, for readers that come to it by its id.
         kept: Whether who has left can come back to it.
         asked_in: The dialect of the request, where nothing that came tells the stream's.
+        may_repeat: Whether its request may be made again: no upstream has been asked yet, or asking twice does no harm.
+        is_own: Whether its source is a generator of one's own, and no upstream.
     """
 
     policy: Policy | None = None
+    may_repeat = True
+    is_own = False
+    framed = True
     asked_in: Dialect | None = None
 
     def __init__(
@@ -102,6 +119,7 @@ class Session:
         self._feed: Feed | None = None
         self._dialect: Dialect | None = None
         self._kind: Kind = "bytes"
+        self._status: int | None = None
         self._task: asyncio.Task[None] | None = None  # while the source runs
         self._cancelled = False
         self._attached = 0
@@ -151,17 +169,31 @@ class Session:
         """
         self._bound = stream, producer
         if not kept:
-            self.kept = False
-            self._ids = "upstream"
-            if self._on_disconnect.kind == "grace":
-                self._on_disconnect = OnDisconnect("cancel")
+            self._unkeep()
         producer.watch(
             on_stop=self.stop,
             on_pause=self._pause,
             on_resume=self._resume,
-            on_lost=lambda: self.stop("the lease ran out"),
+            on_lost=self._lost,
             on_readers=self._read_by,
+            outlive=self.policy is not None and self.policy.without_store == "live",
         )
+
+    def _lost(self) -> None:
+        """Its place in the log is lost; whether it goes on without is the log's to say."""
+        if self.stream.ended is not None:
+            self.stop(LOST)
+        else:
+            logger.warning("stream %s: %s; it goes on for those who are here, and is not kept", self.stream.id, LOST)
+            self._unkeep()
+
+    def _unkeep(self) -> None:
+        self.kept = False
+        self._ids = "upstream"
+        if isinstance(self._feed, SseFeed):
+            self._feed.unmark()
+        if self._on_disconnect.kind == "grace":
+            self._on_disconnect = OnDisconnect("cancel")
 
     # -- readers -------------------------------------------------------------------------------------------------
 
@@ -227,6 +259,7 @@ class Session:
     def begin(self, head: Head) -> None:
         """The head is known: the stream runs."""
         self._kind, self._dialect = head.kind, head.dialect or spoken_in(head.headers)
+        self._status = head.status
         stream, producer = self.stream, self.producer
         self._feed = feed_for(head.kind, stream.id, stream.epoch, ids=self._ids, max_event_bytes=self._max_event_bytes)
         self.take = self._taking(self._feed, producer)
@@ -260,6 +293,9 @@ class Session:
                         silent = False
                         self.first_at = time.monotonic()
                     last = append(records)
+            except LimitExceeded:
+                most = f"{self._max_event_bytes:,} bytes; raise limits.max_event_bytes if such are expected"
+                self._fail(LimitExceeded(f"an event or line is longer than {most}", limit="max_event_bytes"))
             except PenstockError as error:
                 self._fail(error)
             except RuntimeError:
@@ -292,21 +328,30 @@ class Session:
     # -- running -------------------------------------------------------------------------------------------------
 
     async def run(self, source: Callable[[Session], Awaitable[None]]) -> None:
-        """Run the source to its end, and settle. Raises nothing: whoever reads is told by the log.
+        """Run the source to its end, and settle: whoever reads is told by the log.
 
         Cancellation: the source is cancelled, and the stream ends as cancelled.
+
+        Raises:
+            KeyboardInterrupt, SystemExit: The source raised it; it is for the process, once the stream has settled.
         """
         error: BaseException | None = None
         task = asyncio.current_task()
         assert task is not None
         try:
             await self._work(source, task)
-        except (Exception, asyncio.CancelledError) as raised:
+        except BaseException as raised:
+            if isinstance(raised, GeneratorExit) and not _runs(task):
+                raise  # it is not the source's: a loop that is gone can settle nothing
             error = raised
         if self._cancelled and task.cancelling():
             task.uncancel()  # that one was ours
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)  # and where the source did not wait any more, it is still to be raised
         reason, detail = self._judged(error)
         await self._settle(reason, detail, error)
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise error
         if task.cancelling():
             raise asyncio.CancelledError
 
@@ -316,16 +361,33 @@ class Session:
         self._task = task
         try:
             await source(self)
-            if self._feed is not None and (rest := self._feed.close(self.producer.appended + 1)):
-                self.producer.append(rest)
-            self._check_whole()
+            self._finish()
         finally:
             self._task = None
+
+    def _finish(self) -> None:
+        """The body is over: see whether it is whole, and log the rest of it.
+
+        Raises:
+            InBandError, StreamTruncated: It is not.
+        """
+        feed = self._feed
+        if feed is None:
+            return
+        rest = feed.close(self.producer.appended + 1)
+        if feed.unfinished and not self.framed:
+            raise StreamTruncated("the upstream closed the connection in the middle of an event")
+        self._check_whole()
+        if rest:
+            self.producer.append(rest)
 
     def _judged(self, error: BaseException | None) -> tuple[LogReason, str]:
         """How the source ended, and why."""
         if self._fault is not None:
             return "error", str(self._fault)
+        is_bug = error is not None and not isinstance(error, PenstockError | asyncio.CancelledError)
+        if not is_bug and self._last_judged() == "end":
+            return "done", ""  # what becomes of its connection after that is nothing to its readers
         if self._cancelled:
             return "cancelled", self._why
         if error is None:
@@ -334,7 +396,8 @@ class Session:
             return "cancelled", STOPPING
         if isinstance(error, PenstockError):
             return "error", str(error)
-        logger.error("the source of a stream failed", exc_info=error)
+        name = self.stream.id if self._bound is not None else "of no id yet"
+        logger.error("stream %s: its source failed", name, exc_info=error)
         return "error", f"the source failed: {type(error).__name__}"
 
     def _check_whole(self) -> None:
@@ -344,16 +407,21 @@ class Session:
             InBandError: The last event says that it failed.
             StreamTruncated: The last event is not its end.
         """
-        terminator, feed = self._terminator, self._feed
-        if terminator is None or not isinstance(feed, SseFeed) or terminator == Terminator():
-            return
-        judgement: object = "content"
-        for event in sse.Decoder(max_event_bytes=len(feed.last) + 1).feed(feed.last):
-            judgement = terminator.judge(event)
+        judgement, terminator = self._last_judged(), self._terminator
         if isinstance(judgement, Failure):
             raise InBandError(f"the stream itself said that it failed: {judgement}")
-        if judgement != "end" and terminator.required:
+        if judgement not in ("end", None) and terminator is not None and terminator.required:
             raise StreamTruncated(f"the stream ended without its {terminator.ends_with}")
+
+    def _last_judged(self) -> Judgement | None:
+        """What the last event is to the stream's own protocol; None where it has none."""
+        terminator, feed = self._terminator, self._feed
+        if terminator is None or not isinstance(feed, SseFeed) or terminator == Terminator():
+            return None
+        judgement: Judgement = "content"
+        for event in sse.Decoder(max_event_bytes=len(feed.last) + 1).feed(feed.last):
+            judgement = terminator.judge(event)
+        return judgement
 
     async def _settle(self, reason: LogReason, detail: str, error: BaseException | None) -> None:
         if self._grace is not None:
@@ -366,10 +434,14 @@ class Session:
         if self._bound is None:
             return
         self.producer.end(reason, b"" if reason == "done" else self._said(reason, error, stopping=detail == STOPPING))
+        if self.policy is not None and self.policy.promise == "durable" and (unstored := await self._unstored()):
+            reason, detail = "producer_lost", unstored
         ended = self.stream.ended
+        if isinstance(error, Unanswered):
+            self._status = error.status  # of the head no more is true than that there was one
         end = self.end = self._stream_end(reason if ended is None else ended.reason, detail)
         logger.log(
-            logging.INFO if reason in ("done", "cancelled") else logging.WARNING,
+            logging.INFO if end.reason in ("done", "cancelled") else logging.WARNING,
             "stream %s: %s after %d events, %d bytes, %.3f s%s",
             end.id,
             end.reason,
@@ -386,19 +458,33 @@ class Session:
             except Exception:
                 logger.exception("stream %s: on_end failed", end.id)
 
+    async def _unstored(self) -> str:
+        """Wait until the end is stored, for as long as the log tries; "" once it is, else why it may never be."""
+        while True:
+            try:
+                await self.producer.stored(self.producer.appended + 1)
+                return ""
+            except StoreError:
+                continue  # the next attempt is waited for, too
+            except ProducerLost:
+                return LOST
+            except asyncio.CancelledError:
+                return UNSURE  # `run` raises it again
+
     def _said(self, reason: LogReason, error: BaseException | None, *, stopping: bool) -> bytes:
         """The terminal event, with the id of the end's own place."""
         if self._feed is None or self._kind == "bytes":
             return b""
         if isinstance(error, InBandError):
             return TOLD
-        message = _public(reason)
+        message = "the stream failed before its end" if self.is_own and reason == "error" else _public(reason)
+        kind = "error" if self.is_own and reason == "error" else None
         if self._kind == "ndjson":
-            return said("ndjson", reason, message)
+            return said("ndjson", reason, message, kind=kind)
         dialect = self._dialect or self._feed.dialect or self.asked_in or "penstock"
         early = error if isinstance(error, Unanswered) else None
         if early is None:
-            event = said(dialect, reason, message)
+            event = said(dialect, reason, message, kind=kind)
             retry_ms = random.randint(1000, 5000) if stopping else None  # all will be back at once, if they may
             is_final = reason == "cancelled" and not stopping
         else:
@@ -441,6 +527,7 @@ class Session:
             first_event=None if self.first_at is None else self.first_at - self.started_at,
             duration=time.monotonic() - self.started_at,
             usage=None if feed is None else feed.usage.total(),
+            status=self._status,
             _kind=self._kind,
             _read=read,
         )
@@ -448,6 +535,7 @@ class Session:
 
 async def pour(session: Session, response: Response) -> None:
     """Take a response's body: in the callbacks that bring it, where the engine carries it."""
+    session.framed = response.is_framed
     if response.can_push:
         await response.push(session.take, session._attach)
     else:
@@ -460,8 +548,18 @@ async def draw(session: Session, pieces: AsyncIterator[bytes]) -> None:
     if not session.producer.paused:
         unpaused.set()
     async for data in pieces:
+        if session.cancelled:
+            raise asyncio.CancelledError  # a generator may have swallowed its own
         session.take(data)
         await unpaused.wait()
+
+
+def _runs(task: asyncio.Task[None]) -> bool:
+    """Whether this is called within the task's own step, and not by who throws its coroutine away."""
+    try:
+        return asyncio.current_task() is task
+    except RuntimeError:
+        return False
 
 
 def _public(reason: LogReason) -> str:

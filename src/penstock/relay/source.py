@@ -78,10 +78,17 @@ class UpstreamSource:
             if whole is not None:
                 session.asked_in = asked_in(whole, self.outgoing.headers, self._downstream)
                 if session.asked_in is not None:
+                    session.may_repeat = self._may_repeat
                     await self._early(session, ahead, self._policy.early_headers)
                     return
+        session.may_repeat = self._may_repeat
         async with await self._route.open(self.outgoing, body) as response:
             await self._take(session, response)
+
+    @property
+    def _may_repeat(self) -> bool:
+        has_key = any(name == b"idempotency-key" for name, _ in self.outgoing.headers)
+        return self._policy.retry.may_repeat(self.outgoing.method, has_key=has_key)
 
     async def _early(self, session: Session, ahead: Ahead, seconds: float) -> None:
         """The same, but the stream begins before the upstream has answered, if that takes longer."""

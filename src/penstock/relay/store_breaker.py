@@ -13,7 +13,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from penstock.errors import StoreError
+from penstock.errors import LimitExceeded, StoreError
+from penstock.eventlog.base import Producer
 from penstock.resilience.breaker import Breaker, Circuit, State
 from penstock.resilience.classify import Verdict
 
@@ -41,6 +42,7 @@ class StoreBreaker:
 
         Raises:
             StoreError: It does not answer, as it did not before; or it refuses.
+            LimitExceeded: It is full.
         """
         permit = self._circuit.take(time.monotonic())
         if permit is None:
@@ -48,10 +50,14 @@ class StoreBreaker:
         verdict: Verdict = "neither"
         try:
             answer = await ask()
-            verdict = "success"
+            if not isinstance(answer, Producer):  # a stream of our own is found without the store
+                verdict = "success"
             return answer
         except StoreError as error:
             verdict = "failure" if error.reason == "unavailable" else "success"
+            raise
+        except LimitExceeded:
+            verdict = "success"  # that it is full is an answer
             raise
         finally:
             self._circuit.settle(permit, verdict, time.monotonic())

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeVar
+
+import anyio
 
 from penstock.errors import LimitExceeded, PenstockError, StoreError
-from penstock.eventlog.base import EventLog, Promise, Retention, Stream
+from penstock.eventlog.base import EventLog, Promise, Retention, Stream, StreamInfo
 from penstock.eventlog.memory import MemoryLog
 from penstock.relay.downstream import OnAsked
 from penstock.relay.ends import StreamEnd
@@ -26,6 +29,10 @@ AFTER_STOP = 10.0
 LAST_WORDS = 1.0
 """Seconds that readers have to be told that their stream was stopped; one that does not read has not."""
 
+THREADS = 256
+"""Threads of a relay's own, for generators that are not async: each has one while it makes its next item."""
+
+T = TypeVar("T")
 IfRunning = Literal["join", "conflict", "replace"]
 OnSettled = Callable[[StreamEnd], None]
 
@@ -46,8 +53,8 @@ class NoRoom(PenstockError):
     """The log takes no other stream now: it is full, or the store does not do its work."""
 
 
-UNKEPT = Retention(age=0.0)
-"""Of what is relayed while the store is away: nothing is left of it once it has ended."""
+UNKEPT = Retention(age=0.0, max_stream_bytes=1024 * 1024)
+"""Of what is relayed while the store is away: nothing is left of it once it has ended, and nobody comes back to it."""
 
 PROBE = "0" * 22
 """A stream that there is not."""
@@ -61,6 +68,7 @@ class Streams:
 
     Attributes:
         breaker: Knows whether the store answers.
+        threads: What generators that are not async run in.
         draining: Whether no new stream begins any more.
         handover: What sends readers to other relays when this one drains; None where there are no others.
         on_asked: All are called with each request of a reader's, whatever it asks for.
@@ -71,23 +79,34 @@ class Streams:
         self.log = log
         self._sessions: dict[str, Session] = {}
         self._tasks: dict[asyncio.Task[None], Session] = {}
+        self._readers: dict[str, int] = {}
         self._starting: asyncio.Task[None] | None = None
         self._unkept: MemoryLog | None = None
         self.breaker = StoreBreaker()
+        self.threads = anyio.CapacityLimiter(THREADS)
         self.draining = False
         self.handover = Handover() if log.distributed else None
         self.on_asked: list[OnAsked] = []
         self.on_settled: list[OnSettled] = []
 
     async def ready(self) -> None:
-        """Open the log, once, at the first use.
+        """Open the log, once, at the first use; after a failure, at the next.
 
         Raises:
-            StoreError: It cannot be opened, and will not be.
+            StoreError: It cannot be opened.
         """
-        if self._starting is None:
+        if self._starting is None or _failed(self._starting):
             self._starting = asyncio.create_task(self.log.start())
         await asyncio.shield(self._starting)
+
+    async def _ask(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Ask the store, under its breaker; it is opened first."""
+
+        async def opened() -> T:
+            await self.ready()
+            return await ask()
+
+        return await self.breaker.ask(opened)
 
     def session(self, stream: Stream) -> Session | None:
         """The session that produces a stream, where that is here."""
@@ -97,6 +116,11 @@ class Streams:
     def sessions(self) -> list[Session]:
         """Those that run here and have a place in the log."""
         return list(self._sessions.values())
+
+    @property
+    def store_away(self) -> bool:
+        """Whether the store does not answer, or takes nothing."""
+        return self.breaker.away or self.log.trouble is not None
 
     @property
     def running(self) -> int:
@@ -113,8 +137,15 @@ class Streams:
         promise: Promise = "fast",
         without_store: WithoutStore = "refuse",
     ) -> Stream | None:
-        """Give a session its place in the log; or one that ends with it, where the store is away and the policy says so.
+        """Give a session its place in the log.
 
+        Args:
+            session: What has no place yet.
+            key: What its owner calls it.
+            owner: Whose it is.
+            if_running: What to do when one of that key runs.
+            promise: Whether it is stored before it is sent.
+            without_store: "live" gives it a place that ends with it, where the store does not do its work.
         Returns:
             None; or the stream that runs under that key already, to be joined instead.
         Raises:
@@ -124,9 +155,8 @@ class Streams:
         replacing: str | None = None
         while True:
             try:
-                await self.ready()
                 opening = partial(self.log.open, key, owner, b"", promise=promise, replacing=replacing)
-                stream, producer = await self.breaker.ask(opening)
+                stream, producer = await self._ask(opening)
             except (LimitExceeded, StoreError) as error:
                 if isinstance(error, StoreError) and without_store == "live":
                     logger.warning("a stream is relayed, and not kept: %s", error)
@@ -148,7 +178,10 @@ class Streams:
         if self._unkept is None:
             self._unkept = MemoryLog(retention=UNKEPT)
             await self._unkept.start()
-        stream, producer = await self._unkept.open(None, "", b"")
+        try:
+            stream, producer = await self._unkept.open(None, "", b"")
+        except LimitExceeded as error:
+            raise NoRoom("the store does not answer, and the relay holds no other stream without it") from error
         assert producer is not None
         session.bind(stream, producer, kept=False)
 
@@ -160,7 +193,7 @@ class Streams:
         """
         if self.breaker.away:
             try:
-                await self.breaker.ask(lambda: self.log.get(PROBE))
+                await self._ask(lambda: self.log.get(PROBE))
             except StoreError as error:
                 raise NoRoom("the relay cannot keep another stream now") from error
 
@@ -181,19 +214,70 @@ class Streams:
         return task
 
     async def get(self, id: str, *owners: str | None) -> Stream | None:
-        """The stream of that id, if one of these owns it; None for a stranger, as if there were none."""
-        await self.ready()
-        stream = await self.breaker.ask(lambda: self.log.get(id))
+        """The stream of that id, if one of these owns it; None for a stranger, as if there were none.
+
+        Raises:
+            StoreError: It is not produced here, and the store does not tell.
+        """
+        stream = await self.look(id)
         return stream if stream is not None and (not stream.owner or stream.owner in owners) else None
 
+    async def look(self, id: str) -> Stream | None:
+        """The stream of that id, whoever owns it; of one that is produced here the store is not asked.
+
+        Raises:
+            StoreError: As `get`.
+        """
+        session = self._sessions.get(id)
+        if session is not None and session.kept:
+            return session.stream
+        return await self._ask(lambda: self.log.get(id))
+
     async def find(self, key: str, owner: str | None) -> Stream | None:
-        """The latest stream of that key and owner."""
-        await self.ready()
-        return await self.breaker.ask(lambda: self.log.find(key, owner or ""))
+        """The latest stream of that key and owner; while the store does not answer, the one that is produced here.
+
+        Raises:
+            StoreError: None is, and the store does not tell.
+        """
+        try:
+            return await self._ask(lambda: self.log.find(key, owner or ""))
+        except StoreError:
+            for session in reversed(self._sessions.values()):
+                if session.kept and (session.stream.key, session.stream.owner) == (key, owner or ""):
+                    return session.stream
+            raise
+
+    async def listed(self) -> list[StreamInfo]:
+        """All streams there are, the latest first.
+
+        Raises:
+            StoreError: The store does not tell.
+        """
+        return await self._ask(self.log.streams)
+
+    def readers(self, stream: Stream) -> int:
+        """How many read a stream here, wherever it is or was produced."""
+        session = self.session(stream)
+        return max(self._readers.get(stream.id, 0), 0 if session is None else session.readers)
+
+    @contextmanager
+    def reading(self, stream: Stream) -> Iterator[None]:
+        """A reader of a stream is here."""
+        self._readers[stream.id] = self._readers.get(stream.id, 0) + 1
+        try:
+            yield
+        finally:
+            left = self._readers.pop(stream.id) - 1
+            if left:
+                self._readers[stream.id] = left
 
     async def stop(self, stream: Stream) -> bool:
         """Ask for a stream's end; whether it had not ended yet."""
-        return await self.breaker.ask(stream.request_stop)
+        session = self.session(stream)
+        if session is not None and not session.kept:
+            session.stop()
+            return True
+        return await (self._ask(stream.request_stop) if session is None else session.stream.request_stop())
 
     async def drain(self, grace: float) -> None:
         """Begin no new stream, send readers to other relays, and let what runs come to its end, at most so long [s].
@@ -237,3 +321,7 @@ class Streams:
             except StoreError:
                 return  # it was never open
             await self.log.aclose()
+
+
+def _failed(task: asyncio.Task[None]) -> bool:
+    return task.done() and (task.cancelled() or task.exception() is not None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json as jsonlib
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import urlsplit
 
 from starlette.requests import Request
@@ -16,7 +16,7 @@ from starlette.responses import Response as StarletteResponse
 from starlette.types import Receive, Scope, Send
 
 from penstock.relay.downstream import Downstream, OnAsked, problem
-from penstock.relay.ends import Dialect
+from penstock.relay.ends import DIALECTS, Dialect
 from penstock.relay.exchange import carry
 from penstock.relay.gateway import Gate
 from penstock.relay.generator import Encoding, Factory, generated
@@ -71,7 +71,11 @@ class Verbs(ABC):
             owner: Whose the stream is; nobody else can read or stop it.
             if_running: With a stream of that key running: "join" it, answer 409 ("conflict"), or "replace" it.
             on_end: Called once with the `StreamEnd`, at whatever end of a stream that is kept.
+        Raises:
+            ValueError: A key or an owner that is no Unicode text, a path that is no path, an `if_running` that is none.
         """
+        _check_names(key, owner)
+        _check_choice("if_running", if_running, get_args(IfRunning))
         more = with_set(self._own.headers, settable(headers or {}))
         own: bytes | None = content
         if json is not None:
@@ -147,12 +151,26 @@ class Verbs(ABC):
             encoding: "sse" for events, "ndjson" for lines, "raw" for a generator that yields wire bytes.
             dialect: What the stream speaks, for its failures: "openai", "anthropic", "ai-sdk", "ag-ui".
             headers: Set on the answer.
+        Raises:
+            ValueError: A key or an owner that is no Unicode text, or a word that is none of those above.
         """
+        _check_names(key, owner)
+        _check_choice("if_running", if_running, get_args(IfRunning))
+        _check_choice("encoding", encoding, get_args(Encoding))
+        if dialect is not None:
+            _check_choice("dialect", dialect, DIALECTS)
         gate = self._kept()
         fields = settable(headers or {})
 
         async def source(session: Session) -> None:
-            await generated(session, factory, encoding=encoding, dialect=dialect, headers=fields)
+            await generated(
+                session,
+                factory,
+                encoding=encoding,
+                dialect=dialect,
+                headers=fields,
+                threads=gate.streams.threads,
+            )
 
         async def answer(request: Request, downstream: Downstream, more_headers: Raw) -> None:
             if await gate.resumed(request, downstream, owner, key=key, repeated=False):
@@ -183,7 +201,12 @@ class Verbs(ABC):
             owner: Whose it is.
             finished: The status for a stream that has ended, or that there is none; by default one that has ended is
                 played from its log, and 404 where there is none. 204 is what `useChat({resume: true})` expects.
+        Raises:
+            ValueError: A key or an owner that is no Unicode text, or a status that is none.
         """
+        _check_names(key, owner)
+        if finished is not None and finished not in range(200, 600):
+            raise ValueError(f"finished is a status from 200 to 599, as 204; got {finished!r}")
         gate = self._kept()
 
         async def answer(request: Request, downstream: Downstream, more_headers: Raw) -> None:
@@ -192,7 +215,12 @@ class Verbs(ABC):
         return _Answer(answer, request, b"", self._on_asked)
 
     async def stop(self, *, key: str, owner: str | None = None) -> bool:
-        """Stop the stream that its owner calls so; whether one ran. In whatever process it runs."""
+        """Stop the stream that its owner calls so; whether one ran. In whatever process it runs.
+
+        Raises:
+            ValueError: A key or an owner that is no Unicode text.
+        """
+        _check_names(key, owner)
         return await self._kept().stop(key, owner)
 
     def _kept(self) -> Gate:
@@ -208,6 +236,27 @@ class Verbs(ABC):
         if not path.isascii() or any(character <= " " for character in path):
             raise ValueError(f"a path at the upstream is percent-encoded, got {path!r}")
         return (urlsplit(self._own.upstream).path.rstrip("/") + path).encode()
+
+
+def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is one of {', '.join(allowed)}; got {value!r}")
+
+
+def _check_names(key: str | None, owner: str | None) -> None:
+    """Refuse what no store can keep, such as what JSON makes of half a surrogate pair.
+
+    Raises:
+        ValueError: The message says which it is.
+    """
+    for what, name in (("key", key), ("owner", owner)):
+        try:
+            (name or "").encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{what} {name!r} is no Unicode text: character {error.start} is half of a surrogate pair; "
+                "encode or hash what comes from outside"
+            ) from None
 
 
 class _Answer(StarletteResponse):

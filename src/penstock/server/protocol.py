@@ -291,14 +291,19 @@ class HttpProtocol(asyncio.Protocol):
 
     def body_wanted(self) -> None:
         """The cycle's: the application waits for the body."""
-        self._resume_reading()
+        self._read_on()
         if self._cycle is not None and not self._cycle.body_complete:
             self._expect(BODY_SECONDS, self._body_too_late)
 
     def body_taken(self) -> None:
         """The cycle's: the application took what there was; the clock stands still until it wants more."""
         self._expect(None)
-        self._resume_reading()
+        self._read_on()
+
+    def _read_on(self) -> None:
+        """Read, but not more ahead than may be: an application that looks whether its reader is there asks often."""
+        if len(self._held) <= MAX_AHEAD_BYTES:
+            self._resume_reading()
 
     # -- phase: ahead --------------------------------------------------------------------------------------------
 

@@ -191,19 +191,15 @@ def _body_length(lengths: set[bytes], codings: list[bytes], version: str) -> int
 
 
 class ChunkedBody:
-    """Reads a chunked request body, strictly; its trailers are kept apart from the request's fields.
+    """Reads a chunked request body, strictly; its trailers are checked, and go nowhere.
 
     Not llhttp's work, because llhttp does not tell where a message ends, and what follows it may be the next request.
 
     Args:
         on_body: Called with each piece.
-
-    Attributes:
-        trailers: The trailer fields, names in lower case, once the body is whole.
     """
 
     def __init__(self, on_body: Callable[[bytes], None]) -> None:
-        self.trailers: RawHeaders = []
         self._on_body = on_body
         self._line = bytearray()  # a chunk's header, the CRLF behind its data, or a trailer, until it is whole
         self._left = 0  # bytes of the current chunk's data that have not come
@@ -273,10 +269,9 @@ class ChunkedBody:
         self._trailer_bytes += len(line)
         if self._trailer_bytes > MAX_OVERHEAD_BYTES:
             raise Rejected(431, "the trailers are too long")
-        name, colon, value = line.partition(b":")
+        name, colon, _ = line.partition(b":")
         if not colon or not name or not _TOKEN.issuperset(name):
             raise Rejected(400, "a trailer is malformed")
-        self.trailers.append((name.lower(), value.strip(b" \t")))
         return False
 
 

@@ -2,7 +2,7 @@
 --
 -- ARGV: the token of who asks
 -- Returns how many run, how many have ended, the bytes that are held of the former, and of the latter; and the ids of
--- those that run under the token.
+-- those that run under the token, and of those of them that were asked to stop: its inbox may have dropped that.
 
 local function held(id)
   local known = redis.call('HMGET', base .. ':stream:' .. id, 'offset', 'dropped_offset')
@@ -12,11 +12,17 @@ local function held(id)
   return known[1] - known[2] + redis.call('HSTRLEN', base .. ':stream:' .. id, 'head')
 end
 
-local counts, bytes, own = { 0, 0 }, { 0, 0 }, {}
+local counts, bytes, own, stopped = { 0, 0 }, { 0, 0 }, {}, {}
 redis.call('ZREMRANGEBYSCORE', base .. ':ended', '-inf', now())
 for _, id in ipairs(redis.call('ZRANGE', base .. ':running', 0, -1)) do
-  if not settle(id) and redis.call('HGET', base .. ':stream:' .. id, 'lease') == ARGV[1] then
-    own[#own + 1] = id
+  if not settle(id) then
+    local known = redis.call('HMGET', base .. ':stream:' .. id, 'lease', 'stop')
+    if known[1] == ARGV[1] then
+      own[#own + 1] = id
+      if known[2] then
+        stopped[#stopped + 1] = id
+      end
+    end
   end
 end
 for place, index in ipairs({ base .. ':running', base .. ':ended' }) do
@@ -30,4 +36,4 @@ for place, index in ipairs({ base .. ':running', base .. ':ended' }) do
     end
   end
 end
-return { counts[1], counts[2], bytes[1], bytes[2], own }
+return { counts[1], counts[2], bytes[1], bytes[2], own, stopped }

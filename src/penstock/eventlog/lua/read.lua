@@ -2,7 +2,7 @@
 --
 -- ARGV: id, cursor, "" or the offset to read from instead, how many records and bytes are wanted
 -- Returns the stream's fields, and of each batch its last sequence and the batch; none where they begin with evicted
--- ones. Or nothing, where there is no stream.
+-- ones. Or nothing, where there is no stream, or the store has lost what was not evicted: then the stream is ended.
 
 local id, offset = ARGV[1], tonumber(ARGV[3])
 local wanted, room = tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -23,6 +23,18 @@ local function last_of(entry)
   return string.match(entry[1], '%d+$')
 end
 
+local function lost()
+  if redis.call('HEXISTS', stream, 'reason') == 0 then
+    finish(id, 'producer_lost', '')
+  end
+  return {}
+end
+
+local function begin_of(entry)
+  local _, records = struct.unpack('>I8I4', entry[2][2])
+  return last_of(entry) + 1 - records
+end
+
 local first = ARGV[2] + 1
 if offset then
   if offset < tonumber(known[4]) or offset >= tonumber(known[5]) then
@@ -34,6 +46,9 @@ if offset then
   while first < high do
     local middle = math.floor((first + high) / 2)
     local entry = from(middle, 1)[1]
+    if not entry then
+      return lost()
+    end
     if struct.unpack('>I8', entry[2][2]) > offset then
       high = middle
     else
@@ -47,8 +62,8 @@ end
 local batches, count = {}, 4
 while first <= last and wanted > 0 and room > 0 do
   local entries = from(first, count)
-  if #entries == 0 then
-    break
+  if #entries == 0 or #batches == 0 and begin_of(entries[1]) > first then
+    return lost()
   end
   for _, entry in ipairs(entries) do
     local sequence, batch = last_of(entry), entry[2][2]
