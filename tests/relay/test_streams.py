@@ -9,6 +9,7 @@ from penstock.errors import StoreError
 from penstock.eventlog.base import Retention
 from penstock.eventlog.memory import MemoryLog
 from penstock.eventlog.redis import RedisLog
+from penstock.eventlog.sqlite import SqliteLog
 from penstock.relay import store_breaker
 from penstock.relay import streams as streams_module
 from penstock.relay.policy import OnDisconnect
@@ -18,7 +19,7 @@ from penstock.relay.store_breaker import StoreBreaker
 from penstock.relay.streams import IfRunning, NoRoom, Running, Streams
 from tests.eventlog.redis_server import RedisServer, needs_redis
 from tests.relay.peers import until
-from tests.relay.test_session import for_ever, saying
+from tests.relay.test_session import for_ever, head, saying
 
 pytestmark = pytest.mark.anyio
 
@@ -49,6 +50,37 @@ async def test_a_key_is_joined_refused_or_taken_over() -> None:
     assert await streams.find("k", "ann") is second.stream
     assert await streams.find("k", "bob") is None
     await streams.aclose()
+
+
+@pytest.mark.parametrize("if_running", ["join", "conflict"])
+async def test_whoever_asks_behind_a_stop_gets_another_stream_however_long_the_first_takes_to_end(
+    tmp_path: Path, if_running: IfRunning
+) -> None:
+    here, there = (Streams(SqliteLog(tmp_path / "log.db")) for _ in range(2))
+    done = asyncio.Event()
+
+    async def slow(session: Session) -> None:
+        session.begin(head())
+        try:
+            await for_ever()
+        finally:
+            await done.wait()
+
+    first = session()
+    assert await here.claim(first, "k", "ann") is None
+    here.start(first, slow)
+    await first.opened
+    stopped = await there.find("k", "ann")
+    assert stopped is not None
+    assert await there.stop(stopped)
+    second = await begun(there, "k", if_running=if_running)
+    assert second.stream.id != first.stream.id
+    third = session()
+    assert await there.claim(third, "k", "ann") is second.stream
+    done.set()
+    await until(lambda: first.end is not None)
+    for each in (here, there):
+        await each.aclose()
 
 
 async def test_a_stream_is_its_owners_and_one_of_nobody_is_who_knows_its_ids() -> None:

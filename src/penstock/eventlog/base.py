@@ -194,6 +194,11 @@ class Stream(ABC):
         self.earliest = 0
         self.ended: End | None = None
 
+    @property
+    def stopping(self) -> bool:
+        """Whether its producer was asked to stop, as far as this handle knows."""
+        return False
+
     @final
     async def read(
         self,

@@ -76,6 +76,11 @@ class LiveStream(Followed, Producer):
         self._outlives = False
 
     @property
+    def stopping(self) -> bool:
+        """Whether it was asked to stop."""
+        return self.stop_requested
+
+    @property
     def paused(self) -> bool:
         """Whether the source should be stopped."""
         return self._pauses is not Pause.NONE

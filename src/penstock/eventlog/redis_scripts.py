@@ -153,6 +153,7 @@ class Row(NamedTuple):
     opened_at: float
     end: End | None
     ended_at: float | None
+    stop: bool
 
     @classmethod
     def of(cls, id: str, answer: Sequence[bytes]) -> Row | None:
@@ -178,6 +179,7 @@ class Row(NamedTuple):
             opened_at=int(known[b"opened"]) / 1_000_000,
             end=None if reason is None else End(cast("Reason", reason.decode()), known[b"detail"], last + 1, offset),
             ended_at=None if reason is None else int(known[b"ended"]) / 1000,
+            stop=b"stop" in known,
         )
 
     @property

@@ -45,6 +45,7 @@ class StoredStream(Followed):
         "_held_bytes",
         "_readers",
         "_reading",
+        "_stopping",
         "_until",
         "_waiters",
         "lease",
@@ -62,6 +63,7 @@ class StoredStream(Followed):
         self._dropped_offset = 0
         self._gone = False
         self._until = 0.0
+        self._stopping = False
         self.look_at(row)
 
     # -- waiting ---------------------------------------------------------------------------------------------------
@@ -79,6 +81,11 @@ class StoredStream(Followed):
             finally:
                 self._waiters.discard(woken)
                 self._until = time.monotonic() + LINGER
+
+    @property
+    def stopping(self) -> bool:
+        """Whether its producer was asked to stop, when this was last looked at."""
+        return self._stopping
 
     @property
     def wanted(self) -> bool:
@@ -178,6 +185,7 @@ class StoredStream(Followed):
         if row is None or row.lease != self.lease:
             self._is_gone()
             return
+        self._stopping = row.stop
         self.earliest = max(self.earliest, row.dropped)
         self._dropped_offset = max(self._dropped_offset, row.dropped_offset)
         if self._followers and row.last > self.sequence:

@@ -315,7 +315,17 @@ class StoredStream(Stream):
     by then, and wakes them.
     """
 
-    __slots__ = ("__weakref__", "_dropped_offset", "_log", "_looking", "_number", "_readers", "_reading", "_waiters")
+    __slots__ = (
+        "__weakref__",
+        "_dropped_offset",
+        "_log",
+        "_looking",
+        "_number",
+        "_readers",
+        "_reading",
+        "_stopping",
+        "_waiters",
+    )
 
     def __init__(self, log: SqliteLog, row: Row) -> None:
         super().__init__(row["id"], row["owner"], row["key"], row["epoch"], row["head"])
@@ -326,7 +336,13 @@ class StoredStream(Stream):
         self._dropped_offset = 0
         self._readers: set[Reader] = set()
         self._reading: dict[tuple[int | None, ...], asyncio.Future[Batches]] = {}
+        self._stopping = False
         self._look_at(row)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether its producer was asked to stop, when this was last looked at."""
+        return self._stopping
 
     async def wait(self, after: int) -> None:
         """Wait until there may be something to read; see `Stream.wait`."""
@@ -425,6 +441,7 @@ class StoredStream(Stream):
             self.sequence = row["last"]
             self.offset = row["last_offset"]
             self.ended = end_of(row)
+        self._stopping = bool(row["stop"])
         self.earliest = max(self.earliest, row["dropped"])
         self._dropped_offset = max(self._dropped_offset, row["dropped_offset"])
 

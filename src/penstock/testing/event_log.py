@@ -716,8 +716,12 @@ async def _stops(bench: LogBench, log: EventLog) -> None:
             producer.watch(on_stop=_both(partial(asked.append, "stop"), stopped.set))
             target = await asking.get(stream.id)
             assert target is not None
+            assert not target.stopping
             assert await target.request_stop()
             assert await target.request_stop()
+            target = await asking.get(stream.id)
+            assert target is not None
+            assert target.stopping, "who has asked for a stop, and looks again, must see it"
             await stopped.wait()
             assert producer.stop_requested
             late: list[str] = []
