@@ -199,7 +199,7 @@ class _ServerSent(ItemStream[T]):
             return super().unfinished(response)
         return StreamTruncated(f"{response.url}: {why}", url=response.url)
 
-    def ended_badly(self, response: Response) -> PenstockError | None:
+    def _ended_badly(self, response: Response) -> PenstockError | None:
         reason = response.headers.get("penstock-end", "done")
         if reason == "done":
             return None

@@ -186,7 +186,7 @@ class ItemStream(Generic[T]):
         """Whether an item has come."""
         return self._tally is not None and self._tally.first_at is not None
 
-    def ended_badly(self, response: Response) -> PenstockError | None:
+    def _ended_badly(self, response: Response) -> PenstockError | None:
         """What a response without content says of the stream's end, where that was not a proper one."""
         return None
 
@@ -474,7 +474,7 @@ class ItemStream(Generic[T]):
             if response.status in (HTTPStatus.NO_CONTENT, HTTPStatus.RESET_CONTENT):
                 self._over = True
                 await response.conclude()
-                if (fault := self.ended_badly(response)) is not None:
+                if (fault := self._ended_badly(response)) is not None:
                     raise fault
                 yield None
                 return
