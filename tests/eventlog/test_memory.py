@@ -117,6 +117,27 @@ async def test_a_log_full_of_running_streams_opens_no_more() -> None:
         assert log.held <= 100_000
 
 
+def has_room(log: MemoryLog) -> bool:
+    return not log.full
+
+
+async def test_a_log_that_is_full_says_so_before_it_is_asked() -> None:
+    for retention in (
+        Retention(max_streams=2),
+        Retention(max_stream_bytes=10_000, max_bytes=STREAM_OVERHEAD + 10_000),
+    ):
+        async with MemoryLog(retention=retention) as log:
+            producers = []
+            while has_room(log):
+                producers.append((await opened(log))[1])
+            assert producers
+            with pytest.raises(LimitExceeded):
+                await log.open(None, "", b"head")
+            producers[0].end("done")
+            assert has_room(log)
+            await opened(log)
+
+
 async def test_a_head_that_grows_is_counted() -> None:
     async with MemoryLog() as log:
         stream, producer = await log.open(None, "", b"")

@@ -323,13 +323,6 @@ async def test_an_event_stream_has_no_offsets_and_other_methods_are_refused() ->
         assert (await fetch(url, f"/_penstock/streams/{first.stream}", "PUT")).status == 405
 
 
-async def test_the_place_of_another_stream_is_the_beginning_of_this_one() -> None:
-    async with upstream(saying(*FIVE)) as up, serve(relayed(up.url)) as url:
-        first, second = await fetch(url), await fetch(url)
-        answer = await fetch(url, f"/_penstock/streams/{second.stream}", more=since(first.ids[3]))
-        assert answer.plain == b"".join(FIVE)
-
-
 # -- bytes
 
 
@@ -464,12 +457,40 @@ async def test_an_idempotency_key_joins_what_runs(served: Serve) -> None:
             await call.send(*FIVE[1:])
             await call.end()
             assert (await rest_of(first)).plain == (await rest_of(second)).plain == b"".join(FIVE)
+        again = await fetch(url, "/e", "POST", more, b"one")  # what has ended well is replayed
+        assert (again.status, again.stream, again.plain) == (200, first.all("penstock-stream")[0], b"".join(FIVE))
+        assert (await fetch(url, "/e", "POST", more, b"two")).status == 422
         assert len(up.calls) == 1
-        async with asking(url, "/e", "POST", more, b"two") as third:  # what has ended gives the key up
-            call = await up.call(1)
-            await call.head()
-            await call.end()
-            await third.take_head()
+
+
+@pytest.mark.parametrize("first", ["broken", "stopped", "refused", "empty"])
+async def test_an_idempotency_key_asks_anew_for_what_did_not_end_well(first: str) -> None:
+    more = user("ann") + "Idempotency-Key: k\r\n"
+    async with relaying(**owned()) as (url, up, relay):
+        async with asking(url, "/e", "POST", more, b"one") as reader:
+            call = await up.call()
+            await call.head(CHUNKED.replace(b"200 OK", b"503 No") if first == "refused" else CHUNKED)
+            await reader.take_head()
+            match first:
+                case "broken":
+                    call.reset()
+                case "stopped":
+                    target = f"/_penstock/streams/{reader.all('penstock-stream')[0]}"
+                    assert (await fetch(url, target, "DELETE", user("ann"))).status == 204
+                case _:
+                    await call.end()
+            assert (await rest_of(reader)).whole is (first in ("refused", "empty"))
+        await until(lambda: streams_of(relay).running == 0)
+        async with asking(url, "/e", "POST", more, b"one") as again:
+            if first != "empty":  # which is an answer, too
+                call = await up.call(1)
+                await began(call, again, "mid-stream")
+                await call.end()
+            else:
+                await again.take_head()
+            assert again.status == 200
+            assert (await rest_of(again)).whole
+        assert len(up.calls) == (1 if first == "empty" else 2)
 
 
 async def test_an_idempotency_key_without_an_owner_or_of_another_one_joins_nothing() -> None:

@@ -257,8 +257,39 @@ async def test_one_that_raises_ends_as_an_error_that_tells_nothing_of_the_inside
         answer = await fetch(url, "/run/1", "POST")
         assert (answer.status, answer.whole) == (200, False)
         assert answer.plain.startswith(b"data: one\n\nevent: penstock.error\n")
+        told = json.loads(answer.plain.partition(b"penstock.error\ndata: ")[2])
+        assert told == {"error": {"type": "error", "message": "the stream failed before its end"}}
         assert b"secret" not in answer.body
         assert host.ends[0].reason == "error"
+
+
+@pytest.mark.parametrize("dialect", [None, "ai-sdk"])
+async def test_one_that_swallows_its_stop_adds_nothing_to_the_stream(dialect: Any) -> None:
+    waiting, went_on = asyncio.Event(), asyncio.Event()
+
+    async def stubborn() -> AsyncIterator[str]:
+        yield "one"
+        try:
+            waiting.set()
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            went_on.set()
+        yield "two"
+        yield "three"
+
+    host = Host(stubborn, dialect=dialect)
+    async with hosting(host) as url, asking(url, "/run/1", "POST") as reader:
+        await reader.take_head()
+        await waiting.wait()
+        assert (await fetch(url, "/run/1/stop", "POST")).body == b'{"stopped":true}'
+        answer = await rest_of(reader)
+        await until(lambda: len(host.ends) == 1)
+        assert went_on.is_set()
+        (end,) = host.ends
+        assert (end.reason, end.event_count, end.status) == ("cancelled", 1, 200)
+        assert b"two" not in answer.body
+        assert b"DONE" not in answer.body
+        assert not answer.whole
 
 
 async def test_a_factory_that_raises_and_an_item_that_is_no_json_are_errors_too() -> None:

@@ -67,10 +67,12 @@ async def test_a_log_that_is_full() -> None:
         call = await up.call()
         await began(call, reader, "mid-stream")
         asked = asyncio.create_task(put_off(url, status=503, reason="cannot keep another stream now"))
-        for number in (1, 2):  # that it is a stream is known once the upstream has answered
-            await (await up.call(number)).head()
-            await up.calls[number].cancelled()
+        await (await up.call(1)).head()  # that it is a stream is known once the upstream has answered...
+        await up.calls[1].cancelled()
         await asked
+        early = await fetch(url, "/e", "POST", EVENTS, b"one")  # ...or from who asks for one
+        assert (early.status, early.field("retry-after") is not None) == (503, True)
+        assert len(up.calls) == 2
         await call.end()
         assert (await rest_of(reader)).whole
 
@@ -169,6 +171,56 @@ async def test_an_upstream_that_is_given_time_to_recover(store: str) -> None:
         refused = await put_off(url, status=503, reason="is given time to recover")
         assert refused.field("proxy-status") == "penstock; error=destination_unavailable"
         assert 25 <= int(refused.field("retry-after") or 0) <= 36  # in vain before
+
+
+# -- once the upstream has been asked
+
+
+async def lost(url: str, more: str = "", target: str = "/e") -> None:
+    """Ask by POST; whoever is answered like that does not do so again by itself."""
+    answer = await fetch(url, target, "POST", more, b"one")
+    assert (answer.status, answer.field("retry-after")) == (502, None), answer.body
+    assert "the request was passed on, and its answer is lost" in answer.problem["detail"]
+
+
+async def test_a_log_that_was_found_full_too_late_sends_nobody_to_ask_twice() -> None:
+    store = MemoryLog(retention=Retention(max_streams=1))
+    async with relaying(store=store) as (url, up, _), asking(url) as reader:
+        call = await up.call()
+        await began(call, reader, "mid-stream")
+        asked = asyncio.create_task(lost(url))
+        await (await up.call(1)).head()
+        await asked
+        keyed = asyncio.create_task(fetch(url, "/e", "POST", "Idempotency-Key: k\r\n", b"one"))
+        await (await up.call(2)).head()
+        again = await keyed  # that may be asked twice
+        assert (again.status, again.field("retry-after") is not None) == (503, True)
+        await call.end()
+        assert (await rest_of(reader)).whole
+
+
+async def test_a_store_that_was_found_away_too_late_does_not_either(tmp_path: Path) -> None:
+    async with a_store_that_has_failed(tmp_path) as (url, _):
+        await lost(url, user("ann"))
+
+
+async def test_a_relay_that_stops_while_the_upstream_works_does_not_either() -> None:
+    async with relaying(**owned()) as (url, up, relay):
+        more = user("ann")
+        named = more + "Idempotency-Key: k\r\n"
+        asked = [
+            asyncio.create_task(lost(url, more)),
+            asyncio.create_task(fetch(url, "/e", "POST", named, b"one")),
+            asyncio.create_task(fetch(url, "/e", more=more)),
+            asyncio.create_task(fetch(url, "/e", more=more + EVENTS)),
+        ]
+        await up.call(3)
+        await relay.drain(0)
+        await asked[0]
+        for each, status in zip(asked[1:], (503, 503, 200), strict=True):
+            answer = await each
+            assert answer is not None
+            assert (answer.status, answer.whole) == (status, status == 503)
 
 
 # -- for good

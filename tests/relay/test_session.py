@@ -21,7 +21,7 @@ from penstock.relay.policy import OnDisconnect, Policy
 from penstock.relay.session import Session, StoppedEarly
 from penstock.relay.streams import Streams
 from penstock.wire.terminator import PROFILES
-from tests.relay.peers import until
+from tests.relay.peers import PATIENCE, until
 
 pytestmark = pytest.mark.anyio
 
@@ -109,8 +109,38 @@ async def test_a_source_with_a_bug_is_an_error(caplog: pytest.LogCaptureFixture)
     run = Run()
     await run.start(saying(then=bug))
     end = await run.end()
-    assert (end.reason, end.detail) == ("error", "the source failed: ZeroDivisionError")
+    assert (end.reason, end.detail, end.status) == ("error", "the source failed: ZeroDivisionError", 200)
     assert "secret" in caplog.text
+    assert f"stream {end.id}: its source failed" in caplog.messages
+
+
+async def test_a_source_that_raises_a_generators_exit_is_an_error_and_hangs_nobody() -> None:
+    async def leaving_early() -> None:
+        raise GeneratorExit
+
+    run = Run()
+    await run.start(saying(EVENT, then=leaving_early))
+    end = await run.end()
+    assert (end.reason, end.detail) == ("error", "the source failed: GeneratorExit")
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+def test_what_is_for_the_process_reaches_it_once_the_stream_has_settled(kind: type[BaseException]) -> None:
+    ends: list[StreamEnd] = []
+
+    async def exiting() -> None:
+        raise kind
+
+    async def main() -> None:
+        run = Run()
+        run.ends = ends
+        await run.start(saying(EVENT, then=exiting))
+        async with asyncio.timeout(PATIENCE):
+            await for_ever()
+
+    with pytest.raises(kind), asyncio.Runner() as runner:
+        runner.run(main())
+    assert [(end.reason, end.event_count) for end in ends] == [("error", 1)]
 
 
 async def test_a_failure_before_the_head_is_told_to_who_waits() -> None:
@@ -372,7 +402,7 @@ async def test_an_event_that_is_too_long_is_an_error() -> None:
     await run.start(saying(EVENT, b"data: " + b"x" * 200, then=for_ever))
     end = await run.end()
     assert (end.reason, end.event_count) == ("error", 1)
-    assert "100 bytes" in end.detail
+    assert "100 bytes; raise limits.max_event_bytes" in end.detail
 
 
 async def test_a_source_is_paused_while_the_log_is_full_of_what_its_reader_lacks() -> None:

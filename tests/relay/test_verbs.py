@@ -405,3 +405,22 @@ async def test_a_name_that_is_no_text_is_told_to_who_wrote_it(names: dict[str, A
     ):
         with pytest.raises(ValueError, match="half of a surrogate pair"):
             await calling
+
+
+@pytest.mark.parametrize(
+    ("verb", "keywords", "said"),
+    [
+        ("forward", {"if_running": "repalce"}, "if_running is one of join, conflict, replace; got 'repalce'"),
+        ("stream", {"if_running": None}, "if_running is one of"),
+        ("stream", {"encoding": "json"}, "encoding is one of sse, ndjson, raw; got 'json'"),
+        ("stream", {"dialect": "open-ai"}, "dialect is one of penstock, openai"),
+        ("resume", {"key": "k", "finished": 99999}, "finished is a status from 200 to 599, as 204; got 99999"),
+        ("resume", {"key": "k", "finished": "204"}, "finished is a status"),
+    ],
+)
+async def test_a_word_that_is_none_is_told_to_who_wrote_it(verb: str, keywords: dict[str, Any], said: str) -> None:
+    relay = Relay("http://127.0.0.1:9", store="memory://")
+    asked = StarletteRequest({"type": "http", "method": "POST", "path": "/", "headers": [], "query_string": b""})
+    more: tuple[Any, ...] = (list,) if verb == "stream" else ()
+    with pytest.raises(ValueError, match=said):
+        await getattr(relay, verb)(asked, *more, **keywords)

@@ -474,6 +474,11 @@ class EventLog(ABC):
             ValueError: The id is taken.
         """
 
+    @property
+    def full(self) -> bool:
+        """Whether `open` would find no room, as far as that is known without asking the store."""
+        return False
+
     @abstractmethod
     async def get(self, id: str) -> Stream | None:
         """The stream of that id; None if there is none, or no longer."""

@@ -133,6 +133,14 @@ class MemoryLog(EventLog):
             running._tell_stop()
         return stream, stream
 
+    @property
+    def full(self) -> bool:
+        """Whether `open` would find no room."""
+        self._sweep()
+        bytes_left = self.retention.max_bytes - self._held
+        has_room = len(self._streams) < self.retention.max_streams and bytes_left >= STREAM_OVERHEAD + self.first_slice
+        return not (has_room or self._finished)
+
     async def get(self, id: str) -> Stream | None:
         """The stream of that id; None if there is none, or no longer."""
         self._sweep()

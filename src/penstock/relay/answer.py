@@ -27,7 +27,7 @@ from penstock.relay.ends import TOLD, said, spoken_in
 from penstock.relay.handover import Handover, send_away
 from penstock.relay.head import Head
 from penstock.relay.headers import Raw
-from penstock.relay.marks import LOST, Place
+from penstock.relay.marks import LOST, Place, id_line
 from penstock.relay.session import Session
 from penstock.relay.subscriber import StreamBroken, Subscriber
 
@@ -81,6 +81,7 @@ async def give(
     handover: Handover | None = None,
     kept: bool = True,
     first_reader: bool = False,
+    addressed: bool = False,
 ) -> None:
     """Answer a reader with a stream, from its place on, to the stream's end.
 
@@ -95,6 +96,8 @@ async def give(
         handover: What sends it to another relay when this one drains.
         kept: Whether it can come back to the stream, and so is told how.
         first_reader: Whether the stream is its request's: it is answered as the upstream did, though nothing came.
+        addressed: Whether it asked for this stream and none else: an EventSource, which asks again whatever the end, is
+            told an id of ours there, by which it learns that it has it all.
     Raises:
         PenstockError: The stream did not end well, or cannot be read to its end. It is for the server to see, so that
             the answer cannot look whole.
@@ -142,7 +145,8 @@ async def give(
     if end is None:
         await send_away(reader, downstream)
     else:
-        await _finish(stream, head, downstream, end)
+        by_id = addressed and head.kind == "sse" and downstream.is_event_source
+        await _finish(stream, head, downstream, end, place=await _unmarked(stream, end) if by_id else b"")
 
 
 def _from_offset(stream: Stream, head: Head, offset: int) -> tuple[int, Raw]:
@@ -154,8 +158,20 @@ def _from_offset(stream: Stream, head: Head, offset: int) -> tuple[int, Raw]:
     return 206, [*place, (b"content-range", b"bytes %d-%d/%d" % (offset, length - 1, length))]
 
 
-async def _finish(stream: Stream, head: Head, downstream: Downstream, end: End) -> None:
+async def _unmarked(stream: Stream, end: End) -> bytes:
+    """The id line of a stream's end, where its last record has no id of ours; else none."""
+    line = id_line(stream.id, stream.epoch)
+    try:
+        records = (await stream.read(max(end.sequence - 2, 0))).records
+    except PenstockError:  # what is not kept any more tells nothing, and an id does no harm
+        records = ()
+    return b"" if any(line in each for each in records) else b"%b%d\n" % (line, end.sequence)
+
+
+async def _finish(stream: Stream, head: Head, downstream: Downstream, end: End, *, place: bytes = b"") -> None:
     if end.reason == "done":
+        if place:
+            await downstream.write(place + b"\n")
         await downstream.finish()
         return
     told = end.detail
@@ -164,6 +180,8 @@ async def _finish(stream: Stream, head: Head, downstream: Downstream, end: End) 
         told = said(dialect, end.reason, "the stream was lost with the process that produced it")
         if head.kind == "sse":
             told = f"id: {Place(stream.id, stream.epoch, LOST)}\n".encode() + told
+    if place and (told == TOLD or id_line(stream.id, stream.epoch) not in told):
+        told = place + (b"\n" if told in (b"", TOLD) else told)
     if told:
         await downstream.write(told)
     reason = f"stream {stream.id} ended as {end.reason}"

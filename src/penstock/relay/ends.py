@@ -115,7 +115,7 @@ def said(
             that have no place for it have it in the message alone.
         kind: What it is called, where that is not the reason's to say.
     """
-    kind = kind or {"error": "upstream_error", "cancelled": "cancelled", "producer_lost": "producer_lost"}.get(reason, "error")
+    kind = kind or ("upstream_error" if reason == "error" else reason)
     known: dict[str, Any] = {} if status is None else {"status": status}
     match dialect:
         case "openai":

@@ -4,7 +4,8 @@
 the request                                     is answered with
 ==============================================  ==================================================================
 has a Last-Event-ID of ours                     that stream, from there on, if it is the same request (409 if not)
-has an Idempotency-Key, and an owner            the stream that the same key began; 422 with another body
+has an Idempotency-Key, and an owner            the stream that the same key began, if that runs or was a success
+                                                that is still kept; 422 with another body
 ``GET``, ``HEAD /_penstock/streams/<id>``       that stream, from Last-Event-ID, ``?after=`` or ``?offset=`` on
 ``DELETE /_penstock/streams/<id>``              its end: 204, whether or not it had one already
 anything else                                   the upstream's answer; logged, and so a stream, if its kind is
@@ -27,7 +28,7 @@ from penstock.eventlog.base import Stream
 from penstock.relay.answer import attended, give
 from penstock.relay.downstream import Downstream
 from penstock.relay.exchange import pass_on
-from penstock.relay.head import Digest
+from penstock.relay.head import Digest, Head
 from penstock.relay.headers import Raw, body_length
 from penstock.relay.policy import Policy
 from penstock.relay.resume import NO_ANSWER, Resumption, digest_of, root_of, store_trouble_told, told_why
@@ -149,9 +150,11 @@ class Gate(Resumption):
         )
         session.policy = policy
         try:
-            running = await self._running(
-                session, route, owner or "", key, if_running, claimed=claimed, events=downstream.takes_events
-            )
+            running = None if repeated is None or key is None else await self._begun_before(key, owner)
+            if running is None:
+                running = await self._running(
+                    session, route, owner or "", key, if_running, claimed=claimed, events=downstream.takes_events
+                )
         except Running as already:
             await downstream.refuse(409, "a stream of this key is running", more={"stream": already.stream.id})
             return
@@ -173,6 +176,17 @@ class Gate(Resumption):
         downstream.body_is_over()
         async with store_trouble_told(downstream):
             await self.join(running, downstream, digest=digest, route=route, more_headers=more_headers, root=root)
+
+    async def _begun_before(self, key: str, owner: str | None) -> Stream | None:
+        """What an Idempotency-Key has begun and is not to be done again: one that runs here, or has ended well."""
+        try:
+            stream = await self.streams.find(key, owner)
+        except StoreError:
+            return None  # what that means for a new one is for the claim to say
+        if stream is None or stream.ended is None:
+            return stream if stream is not None and self.streams.session(stream) is not None else None
+        whole = stream.ended.reason == "done" and stream.head != b""
+        return stream if whole and Head.decoded(stream.head).status < 400 else None
 
     async def _running(
         self,
@@ -196,8 +210,8 @@ class Gate(Resumption):
             return running
         policy = route.policy
         if key is None and not claimed:
-            if policy.without_store == "refuse" and (policy.log == "all" or events):
-                await self.streams.check()  # so that the upstream is not asked in vain
+            if policy.log == "all" or events:
+                await self.streams.check(policy.without_store)  # so that the upstream is not asked in vain
             return None  # it is claimed once the upstream's answer turns out to be one that is kept
         route.running += 1  # while the store is asked, lest all who ask at a time find the last place free
         try:

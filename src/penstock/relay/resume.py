@@ -24,6 +24,7 @@ from penstock.relay.marks import Place, is_stream_id
 from penstock.relay.route import Route
 from penstock.relay.session import LOST, STOPPING, Session, StoppedEarly
 from penstock.relay.streams import NoRoom, Streams
+from penstock.relay.theirs import Sought, is_found
 from penstock.relay.upstream import Outgoing
 
 NO_ANSWER = "the store does not answer"
@@ -80,7 +81,7 @@ class Resumption:
         async with store_trouble_told(downstream):
             stream = await self.streams.find(key, owner)
             if stream is not None and (finished is None or stream.ended is None):
-                await self._from_place(request, downstream, stream, more)
+                await self._from_place(request, downstream, stream, more, by_key=True)
             elif finished is not None:
                 await downstream.start(finished, more)
                 await downstream.finish()
@@ -88,26 +89,53 @@ class Resumption:
                 await downstream.refuse(404, "there is no such stream, or no longer")
 
     async def _from_place(
-        self, request: Request, downstream: Downstream, stream: Stream, more_headers: Raw | None = None
+        self,
+        request: Request,
+        downstream: Downstream,
+        stream: Stream,
+        more_headers: Raw | None = None,
+        *,
+        by_key: bool = False,
     ) -> None:
         asked = request.query_params
-        after = asked.get("after", request.headers.get("last-event-id", ""))
+        # What an EventSource hands back is where it is by now; its address stays what it was.
+        last = request.headers.get("last-event-id", "")
+        after = last or asked.get("after", "")
         place = Place.parse(after)
+        sought: Sought | None = None
         try:
             if "after" in asked and "offset" in asked:
                 raise ValueError("a place is told by ?after= or by ?offset=: write one of them")
             offset = _number(asked["offset"]) if "offset" in asked else None
-            sequence = _number(after) if place is None and "after" in asked else 0
+            told = asked.get("after", "0")
+            sequence = _number(told) if told.isdecimal() or not told else 0
+            if last and place is None:
+                unknown = None if by_key else (409, "this Last-Event-ID is not of this stream")
+                sought = Sought(last.encode("latin-1"), unknown, after=sequence)
+            elif after and place is None and not after.isdecimal():
+                sought = Sought(after.encode(errors="replace"), (400, _no_place(after)), after=None)
         except ValueError as error:
             await downstream.refuse(400, str(error))
+            return
+        if place is not None and place.stream != stream.id and not by_key:
+            await downstream.refuse(409, "this Last-Event-ID is of another stream")
             return
         reader: Reader | None = None  # attached only now: whoever is refused would stay attached
         if offset is None and place is None:
             reader = stream.reader(sequence)
         elif offset is None and place is not None and place.stream == stream.id:
             reader = stream.reader(place.sequence, epoch=place.epoch)
-        # A place in another stream says that nothing of this one is known.
-        await self.join(stream, downstream, reader, offset=offset, more_headers=more_headers, root=root_of(request))
+        # A key names another stream than it did: of this one nothing is known.
+        await self.join(
+            stream,
+            downstream,
+            reader,
+            offset=offset,
+            sought=sought,
+            addressed=True,
+            more_headers=more_headers,
+            root=root_of(request),
+        )
 
     async def join(
         self,
@@ -116,6 +144,8 @@ class Resumption:
         reader: Reader | None = None,
         *,
         offset: int | None = None,
+        sought: Sought | None = None,
+        addressed: bool = False,
         digest: str | None = None,
         route: Route | None = None,
         more_headers: Raw | None = None,
@@ -128,6 +158,8 @@ class Resumption:
             downstream: The reader.
             reader: Its place; the beginning by default.
             offset: The place in bytes.
+            sought: The place as the upstream's own id.
+            addressed: Whether it asked for this stream, as `give` takes it.
             digest: What the request that began the stream must have been.
             route: What the reader asked through, which counts where the stream is produced in another process.
             more_headers: Fields to set on the answer.
@@ -148,12 +180,14 @@ class Resumption:
                         await downstream.refuse(422, "this Idempotency-Key came with another request")
                     elif offset is not None and head.kind == "sse":
                         await downstream.refuse(400, "an event stream is read from an event on: write ?after=")
-                    else:
+                    elif sought is None or offset is not None or await is_found(place, head, sought, downstream):
                         await give(
                             place,
                             head,
                             downstream,
                             offset=offset,
+                            first_reader=digest is not None,
+                            addressed=addressed,
                             more_headers=more_headers or [],
                             root=policy.root_path + root,
                             keep_alive=policy.keep_alive,
@@ -271,9 +305,7 @@ async def digest_of(digest: Digest, downstream: Downstream) -> str | None:
     return None
 
 
-async def told_why(
-    downstream: Downstream, failure: BaseException, outgoing: Outgoing | None, session: Session
-) -> None:
+async def told_why(downstream: Downstream, failure: BaseException, outgoing: Outgoing | None, session: Session) -> None:
     """Answer where there is no head."""
     if isinstance(failure, NoRoom):
         await _put_off(downstream, str(failure), session)
@@ -295,8 +327,12 @@ async def _put_off(downstream: Downstream, reason: str, session: Session | None)
 
 def _number(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 15):
-        raise ValueError(f"{text[:40]!r} is not a place: write a number, 0 for the beginning")
+        raise ValueError(_no_place(text))
     return int(text)
+
+
+def _no_place(text: str) -> str:
+    return f"{text[:40]!r} is not a place in this stream: write a number, 0 for the beginning, or an event's id"
 
 
 def root_of(request: Request) -> str:

@@ -78,7 +78,6 @@ class UpstreamSource:
             if whole is not None:
                 session.asked_in = asked_in(whole, self.outgoing.headers, self._downstream)
                 if session.asked_in is not None:
-                    session.may_repeat = self._may_repeat
                     await self._early(session, ahead, self._policy.early_headers)
                     return
         session.may_repeat = self._may_repeat
@@ -92,6 +91,7 @@ class UpstreamSource:
 
     async def _early(self, session: Session, ahead: Ahead, seconds: float) -> None:
         """The same, but the stream begins before the upstream has answered, if that takes longer."""
+        session.may_repeat = self._may_repeat
         async with under_way(self._route.open(self.outgoing, ahead.open)) as opening:
             await asyncio.wait({opening}, timeout=seconds)
             if opening.done():

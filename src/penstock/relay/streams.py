@@ -168,10 +168,11 @@ class Streams:
                 session.bind(stream, producer)
                 self._sessions[stream.id] = session
                 return None
-            if if_running == "join":
-                return stream
-            if if_running == "conflict":
-                raise Running(stream)
+            if not stream.stopping:  # whoever asks behind a stop asks for another
+                if if_running == "join":
+                    return stream
+                if if_running == "conflict":
+                    raise Running(stream)
             replacing = stream.id
 
     async def _let_live(self, session: Session) -> None:
@@ -185,13 +186,17 @@ class Streams:
         assert producer is not None
         session.bind(stream, producer, kept=False)
 
-    async def check(self) -> None:
-        """See that the store answers, if it did not before.
+    async def check(self, without_store: WithoutStore) -> None:
+        """See that there is room, and that the store answers, if it did not before.
 
+        Args:
+            without_store: "live" does without the store.
         Raises:
-            NoRoom: It does not.
+            NoRoom: There is none, or it does not.
         """
-        if self.breaker.away:
+        if self.log.full:
+            raise NoRoom("the relay cannot keep another stream now")
+        if self.breaker.away and without_store == "refuse":
             try:
                 await self._ask(lambda: self.log.get(PROBE))
             except StoreError as error:

@@ -101,7 +101,7 @@ export class PenstockError extends Error {
     this.kind = kind;
     /** The status of a refusal; 0 for other errors. */
     this.status = status;
-    /** What `event: penstock.error` calls it: "upstream_error", "cancelled", "producer_lost". */
+    /** What `event: penstock.error` calls it: "upstream_error", "error", "cancelled", "producer_lost". */
     this.code = code;
     /** What Retry-After asks for [ms]. */
     this.retryAfter = retryAfter;
