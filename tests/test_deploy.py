@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from penstock.relay.config import load
-from penstock.relay.units import duration
+from penstock.relay.settings.config import load
+from penstock.relay.settings.units import duration
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"

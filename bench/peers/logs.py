@@ -22,7 +22,7 @@ from contextlib import asynccontextmanager
 import uvloop
 
 from penstock.eventlog.base import EventLog, Producer, Stream
-from penstock.relay.store import Store
+from penstock.relay.settings.store import Store
 
 STAMP = 19  # digits of the nanoseconds since 1970, at a record's beginning
 REST = b"." * 200

@@ -64,12 +64,12 @@ from penstock.wire.terminator import Failure, Terminator
 
 if TYPE_CHECKING:
     from penstock.relay.app import Relay
-    from penstock.relay.config import ConfigError
-    from penstock.relay.cors import Cors
-    from penstock.relay.ends import StreamEnd
-    from penstock.relay.match import Match
-    from penstock.relay.policy import OnDisconnect, OwnerFrom, Policy, RelayLimits
-    from penstock.relay.rules import HeaderRules
+    from penstock.relay.settings.config import ConfigError
+    from penstock.relay.settings.cors import Cors
+    from penstock.relay.settings.match import Match
+    from penstock.relay.settings.policy import OnDisconnect, OwnerFrom, Policy, RelayLimits
+    from penstock.relay.settings.rules import HeaderRules
+    from penstock.relay.streams.ends import StreamEnd
 
 __all__ = [
     "AsyncClient",
@@ -160,16 +160,16 @@ __all__ = [
 
 
 _RELAY = {
-    "ConfigError": "penstock.relay.config",
-    "Cors": "penstock.relay.cors",
-    "HeaderRules": "penstock.relay.rules",
-    "Match": "penstock.relay.match",
-    "OnDisconnect": "penstock.relay.policy",
-    "OwnerFrom": "penstock.relay.policy",
-    "Policy": "penstock.relay.policy",
+    "ConfigError": "penstock.relay.settings.config",
+    "Cors": "penstock.relay.settings.cors",
+    "HeaderRules": "penstock.relay.settings.rules",
+    "Match": "penstock.relay.settings.match",
+    "OnDisconnect": "penstock.relay.settings.policy",
+    "OwnerFrom": "penstock.relay.settings.policy",
+    "Policy": "penstock.relay.settings.policy",
     "Relay": "penstock.relay.app",
-    "RelayLimits": "penstock.relay.policy",
-    "StreamEnd": "penstock.relay.ends",
+    "RelayLimits": "penstock.relay.settings.policy",
+    "StreamEnd": "penstock.relay.streams.ends",
 }
 """Loaded when they are asked for: whoever consumes or pipes needs no Starlette in memory."""
 

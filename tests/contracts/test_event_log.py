@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from penstock.eventlog.base import DEFAULT_RETENTION, EventLog, Promise, Retention
 from penstock.eventlog.memory import MemoryLog
-from penstock.eventlog.sqlite import SqliteLog
+from penstock.eventlog.sqlite.log import SqliteLog
 from penstock.testing import EVENT_LOG_CHECKS, FakeClock, LogBench, check_event_log
 from penstock.testing.event_log import Benches, Check, check_replay
 from tests.eventlog.redis_server import needs_redis, running, running_cluster
@@ -59,7 +59,7 @@ async def sqlite() -> AsyncIterator[LogBench]:
 
 def redis_at(url: str, check: str) -> Benches:
     """Logs under a prefix of their own, and Redis's own time; where it is to be too long for them, they stand still."""
-    from penstock.eventlog.redis import RedisLog
+    from penstock.eventlog.redis.log import RedisLog
 
     lease = 300.0 if check not in PASSING else 10.0 if check == "forgets_by_age" else 20.0
 

@@ -17,7 +17,7 @@ from typing import Literal
 
 from penstock import Timeout
 from penstock.relay.app import Relay
-from penstock.relay.policy import OnDisconnect, Policy
+from penstock.relay.settings.policy import OnDisconnect, Policy
 from penstock.testing import serve
 from tests.e2e.fault_proxy import Plan, Proxy, fault_proxy
 from tests.relay.peers import CHUNKED, LAST_CHUNK, PATIENCE, Peer, chunk, response, upstream

@@ -189,7 +189,7 @@ def _load() -> None:
     """Load the commands, and what they load when they run."""
     from penstock.cli import main
 
-    for module in ("anyio._backends._asyncio", "uvloop", "penstock.eventlog.redis"):
+    for module in ("anyio._backends._asyncio", "uvloop", "penstock.eventlog.redis.log"):
         importlib.import_module(module)
     with contextlib.redirect_stdout(None):
         for command in main.COMMANDS:

@@ -11,7 +11,7 @@ import pytest
 from tests.e2e.browser import Browser
 from tests.e2e.held import EVENTS, Held, answer, held
 from tests.e2e.process import PATIENCE
-from tests.relay.page.relayed import Relayed, relayed
+from tests.relay.operator.page.relayed import Relayed, relayed
 
 pytestmark = [pytest.mark.e2e, pytest.mark.browser, pytest.mark.timeout(120)]
 

@@ -19,7 +19,7 @@ import pytest
 from penstock.eventlog.base import Retention
 from penstock.eventlog.memory import MemoryLog
 from penstock.relay.app import Relay
-from penstock.relay.policy import OnDisconnect, Policy
+from penstock.relay.settings.policy import OnDisconnect, Policy
 from tests.e2e.conftest import Serve
 from tests.e2e.process import needs_proc, open_files
 from tests.relay.peers import CHUNKED, Peer, chunk, dial, request, until, upstream

@@ -10,8 +10,8 @@ import sys
 
 from penstock.errors import ProducerLost
 from penstock.eventlog.base import State
-from penstock.eventlog.redis import RedisLog
-from penstock.eventlog.sqlite import SqliteLog
+from penstock.eventlog.redis.log import RedisLog
+from penstock.eventlog.sqlite.log import SqliteLog
 
 
 def say(*words: object) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from penstock.eventlog.base import EventLog
-from penstock.eventlog.redis import RedisLog
-from penstock.eventlog.sqlite import SqliteLog
+from penstock.eventlog.redis.log import RedisLog
+from penstock.eventlog.sqlite.log import SqliteLog
 from tests.eventlog.redis_server import BINARY, running
 
 pytestmark = pytest.mark.anyio

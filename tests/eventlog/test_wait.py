@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from penstock.eventlog.memory import MemoryLog
-from penstock.eventlog.sqlite import SqliteLog
+from penstock.eventlog.sqlite.log import SqliteLog
 
 pytestmark = pytest.mark.anyio
 

@@ -13,8 +13,8 @@ import sys
 
 from penstock.errors import PenstockError, ProducerLost
 from penstock.eventlog.base import Producer, State, Stream
-from penstock.eventlog.redis import RedisLog
-from penstock.eventlog.sqlite import SqliteLog
+from penstock.eventlog.redis.log import RedisLog
+from penstock.eventlog.sqlite.log import SqliteLog
 
 KEYS = 6
 

@@ -16,7 +16,7 @@ from penstock.errors import ReplayGap
 from penstock.eventlog.base import End, EventLog, Producer, Reason, Retention, Stream
 from penstock.eventlog.memory import MemoryLog
 from penstock.eventlog.reader import Reader
-from penstock.eventlog.sqlite import SqliteLog
+from penstock.eventlog.sqlite.log import SqliteLog
 
 T = TypeVar("T")
 

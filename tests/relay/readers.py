@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from penstock.relay.app import Relay
-from penstock.relay.streams import Streams
+from penstock.relay.streams.streams import Streams
 from tests.relay.peers import CHUNKED, LAST_CHUNK, PATIENCE, Peer, chunk, dial, request, until, upstream
 
 NDJSON = CHUNKED.replace(b"text/event-stream", b"application/x-ndjson")

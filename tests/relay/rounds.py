@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from penstock.relay.app import Relay
-from penstock.relay.policy import OnDisconnect, Policy
+from penstock.relay.settings.policy import OnDisconnect, Policy
 from penstock.testing import serve
 from penstock.wire import sse
 from tests.relay.peers import CHUNKED, LAST_CHUNK, Peer, chunk, dial, request, upstream

@@ -13,11 +13,11 @@ import pytest
 
 from penstock.eventlog.base import Retention
 from penstock.eventlog.memory import MemoryLog
-from penstock.eventlog.sqlite import SqliteLog
+from penstock.eventlog.sqlite.log import SqliteLog
 from penstock.relay.app import Relay
-from penstock.relay.marks import Place
-from penstock.relay.policy import OnDisconnect, OwnerFrom, Policy, RelayLimits
-from penstock.relay.rules import HeaderRules
+from penstock.relay.settings.policy import OnDisconnect, OwnerFrom, Policy, RelayLimits
+from penstock.relay.settings.rules import HeaderRules
+from penstock.relay.streams.marks import Place
 from penstock.testing import serve
 from penstock.wire.terminator import PROFILES
 from tests.relay.peers import CHUNKED, LAST_CHUNK, Peer, Serve, chunk, response, until, upstream

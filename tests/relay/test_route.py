@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from penstock.relay.app import Relay
-from penstock.relay.match import Match
-from penstock.relay.policy import Policy, RelayLimits
 from penstock.relay.route import Held
-from penstock.relay.rules import HeaderRules
+from penstock.relay.settings.match import Match
+from penstock.relay.settings.policy import Policy, RelayLimits
+from penstock.relay.settings.rules import HeaderRules
 from penstock.resilience.backoff import Backoff
 from penstock.resilience.breaker import Breaker
 from penstock.resilience.retry import Retry

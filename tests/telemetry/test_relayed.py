@@ -16,10 +16,10 @@ from starlette.types import Receive, Scope, Send
 
 from penstock.eventlog.base import Retention
 from penstock.eventlog.memory import MemoryLog
-from penstock.relay.admin import Admin
 from penstock.relay.app import Relay
-from penstock.relay.match import Match
-from penstock.relay.policy import OnDisconnect, Policy
+from penstock.relay.operator.admin import Admin
+from penstock.relay.settings.match import Match
+from penstock.relay.settings.policy import OnDisconnect, Policy
 from penstock.resilience.breaker import Breaker
 from penstock.telemetry.opentelemetry import instrument_relay
 from penstock.testing import serve
@@ -219,7 +219,7 @@ async def test_a_reader_that_leaves_is_no_error_and_a_stream_that_breaks_is_one(
         (SpanKind.SERVER, "/leaves"): (False, "cancelled", None),
         (SpanKind.CLIENT, "/leaves"): (False, "cancelled", None),
         (SpanKind.INTERNAL, "cancelled"): (False, "cancelled", None),
-        (SpanKind.SERVER, "/breaks"): (True, "failed", "penstock.relay.subscriber.StreamBroken"),
+        (SpanKind.SERVER, "/breaks"): (True, "failed", "penstock.relay.downstream.subscriber.StreamBroken"),
         (SpanKind.CLIENT, "/breaks"): (True, "failed", "penstock.errors.StreamTruncated"),
         (SpanKind.INTERNAL, "error"): (True, "error", "error"),
     }

@@ -18,14 +18,14 @@ from penstock.client.seam import shown
 from penstock.client.settings import Timeout
 from penstock.errors import InvalidURL
 from penstock.eventlog.memory import MemoryLog
-from penstock.relay.admin import Admin
 from penstock.relay.app import Relay, new_via
-from penstock.relay.config import LEAST_SECRET, Config, ConfigError, contradictions, describe, load
-from penstock.relay.keys import SECRET
-from penstock.relay.policy import PATIENCE, OnDisconnect, OwnerFrom, Policy
-from penstock.relay.rules import HeaderRules
-from penstock.relay.store import Store
-from penstock.relay.streams import Streams
+from penstock.relay.operator.admin import Admin
+from penstock.relay.settings.config import LEAST_SECRET, Config, ConfigError, contradictions, describe, load
+from penstock.relay.settings.keys import SECRET
+from penstock.relay.settings.policy import PATIENCE, OnDisconnect, OwnerFrom, Policy
+from penstock.relay.settings.rules import HeaderRules
+from penstock.relay.settings.store import Store
+from penstock.relay.streams.streams import Streams
 from penstock.server.listen import address, bind, bound_to, hold
 from penstock.server.serve import beside, serve
 from penstock.server.workers import supervise

@@ -16,19 +16,19 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from penstock.client.request import Middleware
 from penstock.client.settings import Limits, Timeout
 from penstock.eventlog.base import EventLog
-from penstock.relay.config import Config, load
-from penstock.relay.cors import Cors, allowed, exposed, preflight
-from penstock.relay.downstream import Downstream, OnAsked, problem
-from penstock.relay.exchange import carry
+from penstock.relay.downstream.reader import Downstream, OnAsked, problem
 from penstock.relay.gateway import Gate
-from penstock.relay.headers import Refused, settable
-from penstock.relay.match import segments
-from penstock.relay.policy import PATIENCE, OwnerFrom, Policy
 from penstock.relay.public import ROOT, serve_own
 from penstock.relay.route import NO_WEBSOCKET, Route
-from penstock.relay.rules import HeaderRules
-from penstock.relay.store import Store
-from penstock.relay.streams import OnSettled, Streams
+from penstock.relay.settings.config import Config, load
+from penstock.relay.settings.cors import Cors, allowed, exposed, preflight
+from penstock.relay.settings.match import segments
+from penstock.relay.settings.policy import PATIENCE, OwnerFrom, Policy
+from penstock.relay.settings.rules import HeaderRules
+from penstock.relay.settings.store import Store
+from penstock.relay.streams.streams import OnSettled, Streams
+from penstock.relay.upstream.exchange import carry
+from penstock.relay.upstream.headers import Refused, settable
 from penstock.relay.verbs import Verbs
 
 

@@ -25,18 +25,18 @@ from starlette.requests import Request
 from penstock.client.response import Response
 from penstock.errors import StoreError
 from penstock.eventlog.base import Stream
-from penstock.relay.answer import attended, give
-from penstock.relay.downstream import Downstream
-from penstock.relay.exchange import pass_on
-from penstock.relay.head import Digest, Head
-from penstock.relay.headers import Raw, body_length
-from penstock.relay.policy import Policy
+from penstock.relay.downstream.answer import attended, give
+from penstock.relay.downstream.reader import Downstream
 from penstock.relay.resume import NO_ANSWER, Resumption, digest_of, root_of, store_trouble_told, told_why
 from penstock.relay.route import Route
-from penstock.relay.session import OnEnd, Session
-from penstock.relay.source import UpstreamSource
-from penstock.relay.streams import IfRunning, NoRoom, Running
-from penstock.relay.upstream import Outgoing
+from penstock.relay.settings.policy import Policy
+from penstock.relay.streams.head import Digest, Head
+from penstock.relay.streams.session import OnEnd, Session
+from penstock.relay.streams.source import UpstreamSource
+from penstock.relay.streams.streams import IfRunning, NoRoom, Running
+from penstock.relay.upstream.exchange import pass_on
+from penstock.relay.upstream.headers import Raw, body_length
+from penstock.relay.upstream.outgoing import Outgoing
 
 logger = logging.getLogger("penstock.relay")
 

@@ -13,11 +13,11 @@ import functools
 import hashlib
 from pathlib import Path
 
-from penstock.relay.downstream import Downstream
-from penstock.relay.headers import Raw
+from penstock.relay.downstream.reader import Downstream
+from penstock.relay.upstream.headers import Raw
 
 ROOT = "/_penstock/"
-CLIENT = Path(__file__).parent / "page" / "client.js"
+CLIENT = Path(__file__).parent / "operator" / "page" / "client.js"
 
 
 async def serve_own(path: str, method: str, etag: str, downstream: Downstream, *, draining: bool) -> bool:

@@ -15,17 +15,17 @@ from starlette.requests import Request
 from penstock.errors import LimitExceeded, StoreError
 from penstock.eventlog.base import Stream
 from penstock.eventlog.reader import Reader
-from penstock.relay.answer import PATH, attended, give
-from penstock.relay.downstream import Downstream
-from penstock.relay.exchange import refuse_with
-from penstock.relay.head import Digest, Head
-from penstock.relay.headers import Raw, Refused, body_length
-from penstock.relay.marks import Place, is_stream_id
+from penstock.relay.downstream.answer import PATH, attended, give
+from penstock.relay.downstream.reader import Downstream
 from penstock.relay.route import Route
-from penstock.relay.session import LOST, STOPPING, Session, StoppedEarly
-from penstock.relay.streams import NoRoom, Streams
-from penstock.relay.theirs import Sought, is_found
-from penstock.relay.upstream import Outgoing
+from penstock.relay.streams.head import Digest, Head
+from penstock.relay.streams.marks import Place, is_stream_id
+from penstock.relay.streams.session import LOST, STOPPING, Session, StoppedEarly
+from penstock.relay.streams.streams import NoRoom, Streams
+from penstock.relay.streams.theirs import Sought, is_found
+from penstock.relay.upstream.exchange import refuse_with
+from penstock.relay.upstream.headers import Raw, Refused, body_length
+from penstock.relay.upstream.outgoing import Outgoing
 
 NO_ANSWER = "the store does not answer"
 PASSED_ON = "the request was passed on, and its answer is lost: ask again only if doing it twice does no harm"

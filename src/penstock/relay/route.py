@@ -14,9 +14,9 @@ from penstock.client.exchange import retry_pause
 from penstock.client.response import Response
 from penstock.client.settings import Limits
 from penstock.errors import PenstockError
-from penstock.relay.headers import Raw, Refused, body_length, to_upstream
-from penstock.relay.policy import Policy
-from penstock.relay.upstream import Outgoing, target_of
+from penstock.relay.settings.policy import Policy
+from penstock.relay.upstream.headers import Raw, Refused, body_length, to_upstream
+from penstock.relay.upstream.outgoing import Outgoing, target_of
 
 NO_WEBSOCKET = "WebSocket is not relayed"
 

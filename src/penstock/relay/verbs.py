@@ -15,16 +15,16 @@ from starlette.requests import Request
 from starlette.responses import Response as StarletteResponse
 from starlette.types import Receive, Scope, Send
 
-from penstock.relay.downstream import Downstream, OnAsked, problem
-from penstock.relay.ends import DIALECTS, Dialect
-from penstock.relay.exchange import carry
+from penstock.relay.downstream.reader import Downstream, OnAsked, problem
 from penstock.relay.gateway import Gate
-from penstock.relay.generator import Encoding, Factory, generated
-from penstock.relay.headers import Raw, Refused, body_length, framing, settable, with_set
 from penstock.relay.route import Route
-from penstock.relay.session import OnEnd, Session
-from penstock.relay.streams import IfRunning
-from penstock.relay.upstream import Outgoing, target_of
+from penstock.relay.streams.ends import DIALECTS, Dialect
+from penstock.relay.streams.generator import Encoding, Factory, generated
+from penstock.relay.streams.session import OnEnd, Session
+from penstock.relay.streams.streams import IfRunning
+from penstock.relay.upstream.exchange import carry
+from penstock.relay.upstream.headers import Raw, Refused, body_length, framing, settable, with_set
+from penstock.relay.upstream.outgoing import Outgoing, target_of
 from penstock.wire import headers as fields
 
 
