@@ -24,7 +24,7 @@ class Followed(Stream):
         super().__init__(id, owner, key, epoch, head)
         # In the order they came. One append can overtake them all: to leave must not cost more the more they are.
         self._followers: dict[Reader, None] = {}
-        self._to_tell: tuple[Reader, ...] | None = None  # the same, made anew once somebody has come or left
+        self._to_tell: tuple[Reader, ...] | None = ()  # the same, made anew once somebody has come or left
 
     def _add_follower(self, reader: Reader) -> None:
         self._followers[reader] = None
@@ -52,7 +52,7 @@ class Followed(Stream):
 
     def _let_go(self, end: End | None = None) -> None:
         """There is nothing more to tell: it has ended, or what comes next has to be read."""
-        followers, self._followers, self._to_tell = self._followers, {}, None
+        followers, self._followers, self._to_tell = self._followers, {}, ()
         for reader in followers:
             if reader.following:
                 reader.following = False

@@ -284,7 +284,7 @@ class MemoryStream(LiveStream):
         self.sequence = self.stored_sequence = last = self.sequence + len(records)
         if offset + OVERHEAD * last > self._ceiling:
             self._make_room()
-        if self._followers:
+        if self._to_tell or self._to_tell is None:
             self._tell_records(records, last)
         if self._waiters:
             self._wake()
