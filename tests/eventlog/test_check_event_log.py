@@ -97,7 +97,7 @@ class TellsCopies(Altered):
         __slots__ = ()
 
         def append(self, records: Sequence[bytes]) -> int:
-            return super().append(list(records))
+            return super().append([bytes(bytearray(record)) for record in records])
 
 
 class StopsTwice(Altered):

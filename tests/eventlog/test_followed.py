@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Sequence
 
 import pytest
 
@@ -30,14 +29,14 @@ async def test_an_append_that_overtakes_them_all_costs_little_more_than_one_that
         leave = False
         told = 0
 
-        def on_records_for(reader: Reader) -> None:
-            def on_records(records: Sequence[bytes], last: int) -> None:
+        def follow(reader: Reader) -> None:
+            def on_data(data: bytes) -> None:
                 nonlocal told
                 told += 1
                 if leave:
                     reader.unfollow()
 
-            assert reader.follow(on_records)
+            assert reader.follow(on_data)
 
         def seconds() -> float:
             began = time.thread_time()
@@ -48,7 +47,7 @@ async def test_an_append_that_overtakes_them_all_costs_little_more_than_one_that
         for _ in range(3):
             leave = False
             for reader in readers:
-                on_records_for(reader)
+                follow(reader)
             taken.append(seconds())
             leave = True
             overtaken.append(seconds())
@@ -62,11 +61,11 @@ async def test_those_who_came_and_went_are_not_held() -> None:
     async with MemoryLog() as log:
         stream, producer = await opened(log)
         with stream.reader() as steady:
-            assert steady.follow(lambda records, last: None)
+            assert steady.follow(lambda data: None)
 
             def pass_by(number: int) -> None:
                 with stream.reader(stream.sequence) as passing:
-                    assert passing.follow(lambda records, last: None)
+                    assert passing.follow(lambda data: None)
                     if number % 2:
                         producer.append([b"x"])
 
@@ -84,13 +83,14 @@ async def test_one_that_fails_reads_on_and_lacks_nothing() -> None:
         got: list[bytes] = []
         woken = asyncio.Event()
 
-        def take(records: Sequence[bytes], last: int) -> None:
-            if last % 3 == 0:
-                raise RuntimeError(last)
-            got.extend(records)
-
         async def follow() -> None:
             with stream.reader() as reader:
+
+                def take(data: bytes) -> None:
+                    if reader.cursor % 3 == 0:
+                        raise RuntimeError(reader.cursor)
+                    got.append(data)
+
                 while True:
                     if reader.follow(take, lambda end: woken.set()):
                         await woken.wait()
@@ -108,7 +108,7 @@ async def test_one_that_fails_reads_on_and_lacks_nothing() -> None:
         producer.end("done")
         async with asyncio.timeout(10):
             await following
-        assert got == [b"%d" % number for number in range(20)]
+        assert b"".join(got) == b"".join(b"%d" % number for number in range(20))
         assert complaints
 
 
@@ -119,7 +119,7 @@ async def test_one_that_leaves_and_fails_is_not_told_to_read_on() -> None:
         ends: list[object] = []
         with stream.reader() as reader:
 
-            def leave(records: Sequence[bytes], last: int) -> None:
+            def leave(data: bytes) -> None:
                 reader.unfollow()
                 raise RuntimeError("broken")
 

@@ -61,7 +61,7 @@ async def test_a_callback_that_fails_is_reported_and_harms_nothing() -> None:
         stream, producer = await opened(log)
         producer.watch(on_stored=fail, on_stop=fail)
         with stream.reader() as reader:
-            assert reader.follow(lambda records, last: None, fail)
+            assert reader.follow(lambda data: None, fail)
             assert producer.append([b"x"]) == 1
             assert await stream.request_stop()
             assert producer.end("cancelled")
@@ -79,7 +79,7 @@ async def test_an_end_is_told_before_its_waiters_wake() -> None:
 
         waiting = asyncio.create_task(wait())
         with stream.reader() as reader:
-            assert reader.follow(lambda records, last: None, lambda end: told.append(end.reason if end else "let go"))
+            assert reader.follow(lambda data: None, lambda end: told.append(end.reason if end else "let go"))
             await asyncio.sleep(0)
             producer.end("done")
             await waiting

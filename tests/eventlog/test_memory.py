@@ -153,7 +153,7 @@ async def test_a_follower_costs_no_wait_and_no_task() -> None:
         stream, producer = await opened(log)
         got: list[bytes] = []
         with stream.reader() as reader:
-            assert reader.follow(lambda records, last: got.extend(records))
+            assert reader.follow(got.append)
             tasks = asyncio.all_tasks()
             for number in range(1_000):
                 producer.append([b"%d" % number])

@@ -27,10 +27,10 @@ async def test_it_begins_with_the_head_at_a_cursor_or_at_an_offset() -> None:
         with stream.reader(-1) as head, stream.reader(1) as cursor, stream.reader(offset=4) as offset:
             assert list((await head.read()).records) == [b"head", b"one", b"two"]
             assert list((await cursor.read()).records) == [b"two"]
-            assert not offset.follow(lambda records, last: None), "its place is not known yet"
+            assert not offset.follow(lambda data: None), "its place is not known yet"
             assert list((await offset.read()).records) == [b"wo"]
             assert head.cursor == cursor.cursor == offset.cursor == 2
-            assert offset.follow(lambda records, last: None)
+            assert offset.follow(lambda data: None)
 
 
 async def test_an_offset_ahead_of_the_end_is_waited_for() -> None:
@@ -38,22 +38,22 @@ async def test_an_offset_ahead_of_the_end_is_waited_for() -> None:
         stream, producer = await opened(log, b"one")
         with stream.reader(offset=5) as ahead, stream.reader(offset=3) as end:
             assert (await ahead.read()).records == (await end.read()).records == ()
-            assert not ahead.follow(lambda records, last: None)
-            assert end.follow(lambda records, last: None), "it is at the tail"
+            assert not ahead.follow(lambda data: None)
+            assert end.follow(lambda data: None), "it is at the tail"
             waiting = asyncio.create_task(ahead.wait())
             producer.append([b"t"])
             await waiting
             assert (await ahead.read()).records == ()
             producer.append([b"wo", b"three"])
             assert list((await ahead.read()).records) == [b"o", b"three"]
-            assert ahead.follow(lambda records, last: None)
+            assert ahead.follow(lambda data: None)
 
 
 async def test_a_cursor_of_another_epoch_has_to_be_moved() -> None:
     async with MemoryLog() as log:
         stream, _ = await opened(log, b"one")
         with stream.reader(1, epoch=stream.epoch + 1) as reader:
-            assert not reader.follow(lambda records, last: None)
+            assert not reader.follow(lambda data: None)
             with pytest.raises(ReplayGap) as raised:
                 await reader.read()
             reader.seek(raised.value.earliest)
@@ -83,7 +83,7 @@ async def test_a_follower_holds_nobody_back() -> None:
         stream, producer = await opened(log)
         with stream.reader() as slow, stream.reader() as fast:
             got: list[bytes] = []
-            assert fast.follow(lambda records, last: got.extend(records))
+            assert fast.follow(got.append)
             for _ in range(500):
                 producer.append([b"x" * 100])
             assert not producer.paused
@@ -97,8 +97,8 @@ async def test_a_reader_that_has_left_is_told_nothing() -> None:
         stream, producer = await opened(log)
         got: list[bytes] = []
         with stream.reader() as reader:
-            assert reader.follow(lambda records, last: got.extend(records))
-            assert reader.follow(lambda records, last: got.extend(records)), "it follows already"
+            assert reader.follow(got.append)
+            assert reader.follow(got.append), "it follows already"
             producer.append([b"one"])
         producer.append([b"two"])
         producer.end("done")

@@ -29,16 +29,11 @@ class Subscriber:
     def __init__(self, reader: Reader, start: int) -> None:
         self.reader = reader
         self.start = start
-        self.got: list[bytes] = []
+        self.got = bytearray()
         self.ends: list[End | None] = []
 
-    def take(self, records: Sequence[bytes], last: int) -> None:
-        self.got += records
-        assert last == self.start + len(self.got)
-
     def check(self, appended: Sequence[bytes]) -> None:
-        assert self.reader.cursor == self.start + len(self.got)
-        assert self.got == appended[self.start : self.reader.cursor]
+        assert self.got == b"".join(appended[self.start : self.reader.cursor])
 
 
 class LogMachine(RuleBasedStateMachine):
@@ -84,6 +79,8 @@ class LogMachine(RuleBasedStateMachine):
             return self.producer.append(batch)
 
         assert self.run(append()) == len(self.appended) == self.stream.sequence
+        assert self.producer.last == (self.appended[-1] if self.appended else b"")
+        assert self.stream.offset == sum(map(len, self.appended))
 
     @rule()
     def store(self) -> None:
@@ -120,10 +117,10 @@ class LogMachine(RuleBasedStateMachine):
         except ReplayGap as error:
             self.check_gap(error, reader.cursor, len(self.appended))
             reader.seek(error.earliest)
-            subscriber.start, subscriber.got = error.earliest, []
+            subscriber.start, subscriber.got = error.earliest, bytearray()
             return
         assert reader.cursor >= self.stream.earliest, "records that were evicted were read"
-        subscriber.got += page.records
+        subscriber.got += b"".join(page.records)
         assert len(page.records) <= max_records
         assert page.records or reader.cursor == len(self.appended)
         assert page.offset == sum(map(len, self.appended[: page.after]))
@@ -144,7 +141,7 @@ class LogMachine(RuleBasedStateMachine):
     @rule(subscriber=subscribers)
     def follow(self, subscriber: Subscriber) -> None:
         at_the_tail = subscriber.reader.cursor == len(self.appended) and self.end is None
-        assert subscriber.reader.follow(subscriber.take, subscriber.ends.append) == at_the_tail
+        assert subscriber.reader.follow(subscriber.got.extend, subscriber.ends.append) == at_the_tail
 
     @rule(subscriber=subscribers)
     def unfollow(self, subscriber: Subscriber) -> None:

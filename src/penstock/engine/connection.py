@@ -295,6 +295,7 @@ class Exchange:
     """
 
     __slots__ = (
+        "_between",
         "_chunk_sink",
         "_chunks",
         "_complete",
@@ -336,6 +337,7 @@ class Exchange:
         self._request = request
         self._patience = patience
         self.parser = ResponseParser(request.method, self._take)
+        self._between = True  # the parser's, at hand
         self.received = 0
         self.answered = False
         self.written = False
@@ -610,21 +612,23 @@ class Exchange:
 
     def _feed_chunked(self, data: bytes) -> None:
         size = len(data)
-        if self.parser.between and size <= MAX_WHOLE_BYTES:
+        if self._between and size <= MAX_WHOLE_BYTES:
             head = WHOLE_CHUNKS[size]
             if head is not None and data.startswith(head) and data.endswith(b"\r\n"):
-                if self._sink is None:
-                    self._take(data[len(head) : -2])
-                    return
+                sink = self._chunk_sink
+                if sink is None:
+                    data = data[len(head) : -2]
+                    sink = self._sink
+                    if sink is None:
+                        self._take(data)
+                        return
                 self.received += size - len(head) - 2
-                if self._chunk_sink is not None:
-                    self._chunk_sink(data)
-                else:
-                    self._sink(data[len(head) : -2])
+                sink(data)
                 return
         before = self.received
         try:
             complete = self.parser.feed_chunked(data)
+            self._between = self.parser.between
             body = self.received - before
             overhead = size - body
             if (overhead > FREE_OVERHEAD_BYTES or not body or self.parser.overhead) and not self.parser.surplus:

@@ -180,7 +180,7 @@ class Stream(ABC):
         ended: The end, once this handle knows it.
     """
 
-    __slots__ = ("earliest", "ended", "epoch", "head", "id", "key", "offset", "owner", "sequence", "state")
+    __slots__ = ("earliest", "ended", "epoch", "head", "id", "key", "owner", "sequence", "state")
 
     def __init__(self, id: str, owner: str, key: str | None, epoch: int, head: bytes) -> None:
         self.id = id
@@ -190,9 +190,13 @@ class Stream(ABC):
         self.head = head
         self.state = State.STARTING
         self.sequence = 0
-        self.offset = 0
         self.earliest = 0
         self.ended: End | None = None
+
+    @property
+    @abstractmethod
+    def offset(self) -> int:
+        """Where the last record that this handle knows to be readable ends [bytes]."""
 
     @property
     def stopping(self) -> bool:
@@ -318,6 +322,7 @@ class Producer(ABC):
     Attributes:
         appended: The sequence of the last record that was appended; readable by others once it is `sequence`.
         appended_offset: Where that ends [bytes].
+        last: That record itself.
         stored_sequence: The sequence of the last record that is stored; the end's own once that is.
         paused: Whether the source should be stopped: the log or its backlog is full. What is appended all the same is
             taken, up to as much again (and half a MiB, which may have been on its way); then the oldest go.
@@ -326,7 +331,6 @@ class Producer(ABC):
 
     __slots__ = ()
 
-    stored_sequence: int
     stop_requested: bool
 
     @property
@@ -338,6 +342,16 @@ class Producer(ABC):
     @abstractmethod
     def appended_offset(self) -> int:
         """Where that ends [bytes]."""
+
+    @property
+    @abstractmethod
+    def stored_sequence(self) -> int:
+        """The sequence of the last record that is stored; the end's own once that is."""
+
+    @property
+    @abstractmethod
+    def last(self) -> bytes:
+        """The last record that was appended; b"" before the first."""
 
     @property
     @abstractmethod

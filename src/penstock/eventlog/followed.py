@@ -18,41 +18,54 @@ Args = TypeVarTuple("Args")
 class Followed(Stream):
     """Tells its followers."""
 
-    __slots__ = ("_followers", "_to_tell")
+    __slots__ = ("_followers", "_lone")
 
     def __init__(self, id: str, owner: str, key: str | None, epoch: int, head: bytes) -> None:
         super().__init__(id, owner, key, epoch, head)
         # In the order they came. One append can overtake them all: to leave must not cost more the more they are.
         self._followers: dict[Reader, None] = {}
-        self._to_tell: tuple[Reader, ...] | None = ()  # the same, made anew once somebody has come or left
+        self._lone: Reader | None = None  # the only one of them, where there is nobody else to tell
 
     def _add_follower(self, reader: Reader) -> None:
         self._followers[reader] = None
-        self._to_tell = None
+        self._look_who_is_here()
 
     def _unfollow(self, reader: Reader) -> None:
         self._followers.pop(reader, None)
-        self._to_tell = None
+        self._look_who_is_here()
+
+    def _look_who_is_here(self) -> None:
+        is_alone = len(self._followers) == 1 and not self._is_awaited()
+        self._lone = next(iter(self._followers)) if is_alone else None
+
+    def _is_awaited(self) -> bool:
+        """Whether there is somebody to tell beside those who follow."""
+        return False
 
     def _tell_records(self, records: Sequence[bytes], last: int) -> None:
-        to_tell = self._to_tell
-        if to_tell is None:
-            to_tell = self._to_tell = tuple(self._followers)
-        for reader in to_tell:
+        lone = self._lone
+        if not records or (lone is None and not self._followers):
+            return
+        data = records[0] if len(records) == 1 else b"".join(records)
+        for reader in tuple(self._followers) if lone is None else (lone,):
             if reader.following:  # one that another's callback has let go of is not called any more
                 reader.cursor = last
                 try:
-                    reader._on_records(records, last)
+                    reader._on_data(data)
                 except Exception as error:
-                    report(error)
-                    reader.cursor = last - len(records)  # nobody knows what became of them: they are to be read
-                    if reader.following:
-                        reader.unfollow()
-                        tell(reader._on_end, None)
+                    self._failed(reader, last - len(records), error)
+
+    def _failed(self, reader: Reader, before: int, error: Exception) -> None:
+        """It was told, and nobody knows what became of that: it is to be read."""
+        report(error)
+        reader.cursor = before
+        if reader.following:
+            reader.unfollow()
+            tell(reader._on_end, None)
 
     def _let_go(self, end: End | None = None) -> None:
         """There is nothing more to tell: it has ended, or what comes next has to be read."""
-        followers, self._followers, self._to_tell = self._followers, {}, ()
+        followers, self._followers, self._lone = self._followers, {}, None
         for reader in followers:
             if reader.following:
                 reader.following = False

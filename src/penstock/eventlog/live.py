@@ -51,19 +51,18 @@ class LiveStream(Followed, Producer):
         "_waiters",
         "durable",
         "stop_requested",
-        "stored_sequence",
     )
 
     def __init__(self, id: str, owner: str, key: str | None, epoch: int, head: bytes, promise: Promise) -> None:
         super().__init__(id, owner, key, epoch, head)
         self.durable = promise == "durable"
         self.stop_requested = False
-        self.stored_sequence = 0
         self._lost = False
         self._pauses = Pause.NONE
         self._paused_at = 0  # bytes that it held when it was paused for its readers
         self._readers: set[Reader] = set()
         self._elsewhere: tuple[int, int] = (0, -1)  # readers in other processes, and the cursor of the furthest
+        # Who waits for a record, and who for its being stored.
         self._waiters: set[asyncio.Future[None]] = set()
         self._storing: dict[asyncio.Future[None], int] = {}
         self._on_stop: Callable[[], None] | None = None
@@ -111,6 +110,7 @@ class LiveStream(Followed, Producer):
         self._on_trouble = on_trouble
         self._on_readers = on_readers
         self._outlives = outlive
+        self._look_who_is_here()
         if self._lost:
             tell(on_lost)
         elif self.state is not State.ENDED:
@@ -126,10 +126,12 @@ class LiveStream(Followed, Producer):
         while not self._has_more(after):
             woken = asyncio.get_running_loop().create_future()
             self._waiters.add(woken)
+            self._look_who_is_here()
             try:
                 await woken
             finally:
                 self._waiters.discard(woken)
+                self._look_who_is_here()
 
     async def stored(self, cursor: int) -> None:
         """Wait until a record is stored; see `Producer.stored`."""
@@ -140,10 +142,15 @@ class LiveStream(Followed, Producer):
                 self._refuse()
             stored = asyncio.get_running_loop().create_future()
             self._storing[stored] = cursor
+            self._look_who_is_here()
             try:
                 await stored
             finally:
                 self._storing.pop(stored, None)
+                self._look_who_is_here()
+
+    def _is_awaited(self) -> bool:
+        return bool(self._waiters or self._storing or self._on_stored is not None)
 
     # -- readers ---------------------------------------------------------------------------------------------------
 
@@ -210,7 +217,6 @@ class LiveStream(Followed, Producer):
 
     def _tell_stored(self, cursor: int) -> None:
         """All up to a cursor is stored."""
-        self.stored_sequence = cursor
         for stored, wanted in list(self._storing.items()):
             if wanted <= cursor and not stored.done():
                 stored.set_result(None)

@@ -42,6 +42,7 @@ from penstock.eventlog.base import (
 from penstock.eventlog.batch import gap_in_bytes
 from penstock.eventlog.live import LiveStream, Pause
 
+RUNNING = State.RUNNING  # at hand: a look into an enum is a dear one
 OVERHEAD = 96
 """Bytes that a record takes beside its own: the object, its place in a list, and where it ends once that is counted."""
 
@@ -229,11 +230,11 @@ class MemoryStream(LiveStream):
 
     __slots__ = (
         "_base_offset",
-        "_ceiling",
         "_counted",
         "_granted",
         "_log",
         "_records",
+        "_room",
         "ended_at",
         "head_bytes",
         "opened_at",
@@ -249,7 +250,17 @@ class MemoryStream(LiveStream):
         self._records: list[bytes] = []
         self._counted: list[int] = []
         self._base_offset = 0
-        self._granted = self._ceiling = log.first_slice  # the ceiling is one of `offset + OVERHEAD * sequence`
+        self._granted = self._room = log.first_slice  # the bytes it may have, and what of them is left
+
+    @property
+    def offset(self) -> int:
+        """Where the last record ends [bytes]: counted when somebody asks, as `_room` tells it."""
+        return self._base_offset + self._weight() - OVERHEAD * len(self._records)
+
+    @property
+    def stored_sequence(self) -> int:
+        """The sequence of the last record, or of the end."""
+        return self.sequence if self.ended is None else self.ended.sequence
 
     @property
     def appended(self) -> int:
@@ -260,6 +271,11 @@ class MemoryStream(LiveStream):
     def appended_offset(self) -> int:
         """Where the last record ends [bytes]."""
         return self.offset
+
+    @property
+    def last(self) -> bytes:
+        """The last record."""
+        return self._records[-1] if self._records else b""
 
     def start(self, head: bytes | None = None) -> bool:
         """Go from STARTING to RUNNING; see `Producer.start`."""
@@ -274,22 +290,34 @@ class MemoryStream(LiveStream):
 
     def append(self, records: Sequence[bytes]) -> int:
         """Append records; see `Producer.append`."""
-        if self.state is not State.RUNNING:
+        if self.state is not RUNNING:
             self._refuse()
-        offset = self.offset
-        for record in records:
-            offset += len(record)
-        self._records += records
-        self.offset = offset
-        self.sequence = self.stored_sequence = last = self.sequence + len(records)
-        if offset + OVERHEAD * last > self._ceiling:
+        lone = self._lone
+        if lone is None or len(records) != 1:
+            return self._append(records)
+        (record,) = records  # one record and one reader at the tail: what a live stream mostly is
+        self._records.append(record)
+        self._room = room = self._room - OVERHEAD - len(record)
+        self.sequence = lone.cursor = last = self.sequence + 1
+        on_data = lone._on_data
+        try:
+            on_data(record)
+        except Exception as error:
+            self._failed(lone, last - 1, error)
+        if room < 0:
             self._make_room()
-        if self._to_tell or self._to_tell is None:
-            self._tell_records(records, last)
-        if self._waiters:
-            self._wake()
-        if self._on_stored is not None or self._storing:
-            self._tell_stored(last)
+        return last
+
+    def _append(self, records: Sequence[bytes]) -> int:
+        """The same for any number of records and of readers, and for those who wait."""
+        self._records += records
+        self._room -= OVERHEAD * len(records) + sum(map(len, records))
+        self.sequence = last = self.sequence + len(records)
+        self._tell_records(records, last)
+        if self._room < 0:
+            self._make_room()
+        self._wake()
+        self._tell_stored(last)
         return last
 
     def end(self, reason: Reason, detail: bytes = b"") -> bool:
@@ -364,15 +392,16 @@ class MemoryStream(LiveStream):
     # -- keeping within bounds -------------------------------------------------------------------------------------
 
     def _weight(self) -> int:
-        return self.offset - self._base_offset + OVERHEAD * len(self._records)
+        return self._granted - self._room
 
     def _make_room(self) -> None:
         limit = self._log.retention.max_stream_bytes
-        wanted = self._weight() - self._granted
+        wanted = -self._room
         if self._granted + wanted <= limit:
             more = max(wanted, min(max(SLICE, self._granted // 8), limit - self._granted))
             if self._log._reserve(more):
-                self._grant(more)
+                self._granted += more
+                self._room += more
                 self._resume(Pause.READERS)
                 return
             limit = max(self._granted, self._log.first_slice)  # the log is full: what it has is what it may have
@@ -402,17 +431,14 @@ class MemoryStream(LiveStream):
         """Evict the records up to a cursor."""
         count = cursor - self.earliest
         if count > 0:
-            self._base_offset = self._ends()[count - 1]
+            end = self._ends()[count - 1]
+            self._room += end - self._base_offset + OVERHEAD * count
+            self._base_offset = end
             del self._records[:count], self._counted[:count]
             self.earliest = cursor
 
     def _settle(self) -> None:
         """Give back what is not needed; where more is held than was granted, have it counted."""
-        needed = self._weight()
-        self._log._held += needed - self._granted
-        self._granted = 0
-        self._grant(needed)
-
-    def _grant(self, bytes: int) -> None:
-        self._granted += bytes
-        self._ceiling = self._granted + self._base_offset + OVERHEAD * self.earliest
+        self._log._held -= self._room
+        self._granted -= self._room
+        self._room = 0

@@ -19,13 +19,13 @@ It holds no records: whoever is slow turns to the log, and is waited for by nobo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
 from penstock.eventlog.base import PAGE_BYTES, PAGE_RECORDS, End, Page, Stream
 
-OnRecords = Callable[[Sequence[bytes], int], None]
+OnData = Callable[[bytes], None]
 OnEnd = Callable[[End | None], None]
 
 
@@ -39,7 +39,7 @@ class Reader:
         closed: Whether it has left.
     """
 
-    __slots__ = ("_epoch", "_offset", "_on_end", "_on_records", "closed", "cursor", "following", "stream")
+    __slots__ = ("_epoch", "_offset", "_on_data", "_on_end", "closed", "cursor", "following", "stream")
 
     def __init__(self, stream: Stream, after: int, offset: int | None, epoch: int | None) -> None:
         self.stream = stream
@@ -48,7 +48,7 @@ class Reader:
         self.closed = False
         self._offset = offset  # until the first page tells the cursor
         self._epoch = epoch
-        self._on_records: OnRecords
+        self._on_data: OnData
         self._on_end: OnEnd | None
         stream._attach(self)
 
@@ -79,21 +79,22 @@ class Reader:
         self._epoch = None
         self.stream._moved()
 
-    def follow(self, on_records: OnRecords, on_end: OnEnd | None = None) -> bool:
+    def follow(self, on_data: OnData, on_end: OnEnd | None = None) -> bool:
         """Be told what is appended from now on, if the cursor is at the tail.
 
         The callbacks run within `append` and `end`: they must be quick, and may call `unfollow`, but must not append.
-        One that raises is told no more, and has to read those records: its cursor stays before them, `on_end` is called
-        with None, and the error goes to the event loop's handler.
+        One that raises is told no more, and has to read what it was told: its cursor stays before that, `on_end` is
+        called with None, and the error goes to the event loop's handler.
 
         Args:
-            on_records: Called with the very records and the cursor behind them.
+            on_data: Called with the records of one `append`: a single one as it is, several joined. `cursor` is behind
+                them by then.
             on_end: Called once, with the end, or with None where what comes next has to be read; the reader then
                 follows no more.
         Returns:
             False if there is something to read first, or the tail is in another process: `read`, then `wait`.
         """
-        self._on_records = on_records
+        self._on_data = on_data
         self._on_end = on_end
         if not (self.following or self.closed) and self._offset is None and self._epoch in (None, self.stream.epoch):
             self.following = self.stream._follow(self)

@@ -238,7 +238,7 @@ async def _ends_once(bench: LogBench, log: EventLog) -> None:
             stream, producer = await _open(log)
             told: list[End | None] = []
             with stream.reader() as reader:
-                assert reader.follow(lambda records, last: None, told.append)
+                assert reader.follow(lambda data: None, told.append)
                 producer.append([b"a", b"bc"])
                 assert producer.end(reason, b"why")
                 assert not producer.end("done")
@@ -248,7 +248,7 @@ async def _ends_once(bench: LogBench, log: EventLog) -> None:
                 await producer.stored(3)
                 end = End(reason, b"why", 3, 3)
                 assert told == [end], "a follower is told of the end once"
-                assert not reader.follow(lambda records, last: None)
+                assert not reader.follow(lambda data: None)
             elsewhere = await other.get(stream.id)
             assert elsewhere is not None
             for each in (stream, elsewhere):
@@ -539,7 +539,7 @@ async def _hands_over_to_the_tail(bench: LogBench, log: EventLog) -> None:
 async def _hand_over(stream: Stream, producer: Producer) -> int:
     """How often the reader followed."""
     given: list[bytes] = []
-    got: list[bytes] = []
+    got = bytearray()
     told: list[End | None] = []
     followed = 0
     left = asyncio.Event()
@@ -554,10 +554,10 @@ async def _hand_over(stream: Stream, producer: Producer) -> int:
                 await producer.stored(producer.appended)
         producer.end("done", b"fin")
 
-    def take(records: Sequence[bytes], last: int) -> None:
-        got.extend(records)
-        assert reader.cursor == last == len(got)
-        if last % 7 == 0:
+    def take(data: bytes) -> None:
+        got.extend(data)
+        assert got == b"".join(given[: reader.cursor])
+        if reader.cursor % 7 == 0:
             reader.unfollow()
             left.set()
 
@@ -574,49 +574,48 @@ async def _hand_over(stream: Stream, producer: Producer) -> int:
                 await left.wait()
                 left.clear()
             page = await reader.read(max_records=5)
-            got += page.records
+            got += b"".join(page.records)
             if page.end is not None:
                 break
             if not page.records:
                 await reader.wait()
     await writing
-    assert got == given
+    assert got == b"".join(given)
     assert told in ([], [page.end])
     return followed
 
 
-async def _tells_the_very_records(bench: LogBench, log: EventLog) -> None:
-    """A follower gets the objects that were appended; one that fails has to read on; no other is harmed by it."""
+async def _tells_what_was_appended(bench: LogBench, log: EventLog) -> None:
+    """A follower gets a record as it is, and several joined; one that fails has to read on, and harms no other."""
     stream, producer = await _open(log)
     loop = asyncio.get_running_loop()
     complaints: list[object] = []
     before = loop.get_exception_handler()
     loop.set_exception_handler(lambda loop, context: complaints.append(context["exception"]))
     error = RuntimeError("a broken follower")
-    seen: list[tuple[Sequence[bytes], int]] = []
+    seen: list[tuple[bytes, int]] = []
     to_read_on: list[object] = []
 
-    def fail(records: Sequence[bytes], last: int) -> None:
+    def fail(data: bytes) -> None:
         raise error
 
-    def dismiss(records: Sequence[bytes], last: int) -> None:
+    def dismiss(data: bytes) -> None:
         dismissed.unfollow()
 
     try:
         broken, dismissing, dismissed, good = (stream.reader() for _ in range(4))
         assert broken.follow(fail, to_read_on.append)
         assert dismissing.follow(dismiss)
-        assert dismissed.follow(lambda records, last: seen.append(([b"to one that has left"], last)))
-        assert good.follow(lambda records, last: seen.append((records, last)))
+        assert dismissed.follow(lambda data: seen.append((b"to one that has left", dismissed.cursor)))
+        assert good.follow(lambda data: seen.append((data, good.cursor)))
         one, two = [b"one"], [b"two", b"three"]
         producer.append(one)
         producer.append(two)
     finally:
         loop.set_exception_handler(before)
     assert complaints == [error]
-    assert [last for _, last in seen] == [1, 3]
-    assert seen[0][0] is one
-    assert seen[1][0] is two
+    assert seen == [(b"one", 1), (b"twothree", 3)]
+    assert seen[0][0] is one[0], "a record was copied"
     assert to_read_on == [None]
     assert (broken.cursor, dismissed.cursor, good.cursor) == (0, 0, 3)
     for reader in (broken, dismissed):
@@ -683,11 +682,8 @@ async def _shows_durable_records_once_stored(bench: LogBench, log: EventLog) -> 
         seen: list[bytes] = []
         ends: list[End | None] = []
 
-        def take(records: Sequence[bytes], last: int) -> None:
-            seen.extend(records)
-
         with stream.reader() as reader:
-            assert reader.follow(take, ends.append)
+            assert reader.follow(seen.append, ends.append)
             for number in range(20):
                 producer.append([b"%d" % number])
                 assert stream.sequence == len(seen) == producer.stored_sequence
@@ -1021,7 +1017,7 @@ EVENT_LOG_CHECKS: tuple[Check, ...] = (
             _counts_its_readers,
             _never_misses,
             _hands_over_to_the_tail,
-            _tells_the_very_records,
+            _tells_what_was_appended,
             _leaves_nothing_behind,
             _reports_what_is_stored,
             _shows_durable_records_once_stored,

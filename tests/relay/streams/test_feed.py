@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import asyncio
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from penstock.errors import LimitExceeded
+from penstock.eventlog.memory import MemoryLog
 from penstock.relay.streams.ends import Kind
 from penstock.relay.streams.feed import Feed, Ids, SseFeed, feed_for
 from penstock.relay.streams.marks import Place
@@ -101,7 +105,6 @@ def test_an_event_that_no_blank_line_ended_is_dropped() -> None:
 def test_what_goes_by_is_known() -> None:
     feed = sse_feed()
     fed(feed, BODY)
-    assert feed.received == len(BODY)
     assert feed.usage.total() == {"total_tokens": 9}
 
 
@@ -134,7 +137,6 @@ def test_lines_go_on_byte_for_byte(body: bytes) -> None:
 def test_bytes_are_records_as_they_come() -> None:
     feed = feed_for("bytes", STREAM, 1, ids="ours", max_event_bytes=2)
     assert fed(feed, b"data: x\n\n", b"\x1f\x8b") == [b"data: x\n\n", b"\x1f\x8b"]
-    assert feed.received == 11
 
 
 @pytest.mark.parametrize("ids", ["ours", "auto"])
@@ -155,3 +157,64 @@ def test_ids_of_the_upstreams_stay_when_ours_go() -> None:
         feed.feed(first, 1)
         feed.unmark()
         assert feed.feed(b"id: b\ndata: 2\n\n", 2) == [b"id: b\ndata: 2\n\n"]
+
+
+CHUNKS = [
+    b"data: a\n\n",
+    b"data:\n\n",
+    b"data\n\n",
+    b'data: {"usage":{"n":1}}\n\n',
+    b"data: " + b"l" * 60 + b"\n\n",
+    b"data: a\r\n\r\n",
+    b"data: a\r\r",
+    b"data: a\ndata: b\n\n",
+    b"data: a\n\ndata: b\n\n",
+    b"data: a\r\n\n",
+    b"data: a\n\n\n",
+    b"data: a\n",
+    b"datum: a\n\n",
+    b"event: x\ndata: a\n\n",
+    b"id: 7\ndata: a\n\n",
+    b": c\n\n",
+    b"\n",
+    b"\n\n",
+    b"d",
+]
+
+
+@given(
+    ids=st.sampled_from(["ours", "auto", "upstream"]),
+    chunks=st.lists(st.sampled_from(CHUNKS), max_size=12),
+    unmarked_at=st.integers(0, 20),
+)
+def test_what_is_taken_is_appended_as_it_is_fed(ids: Ids, chunks: list[bytes], unmarked_at: int) -> None:
+    refused: list[Exception] = []
+    fed, taken = (feed_for("sse", STREAM, 4, ids=ids, max_event_bytes=50) for _ in range(2))
+    assert isinstance(fed, SseFeed)
+    assert isinstance(taken, SseFeed)
+    records: list[bytes] = []
+
+    async def take() -> None:
+        async with MemoryLog() as log:
+            stream, producer = await log.open(None, "", b"")
+            assert producer is not None
+            producer.start()
+            taken.into(producer, refused.append)
+            for number, chunk in enumerate(chunks):
+                if number == unmarked_at:
+                    fed.unmark()
+                    taken.unmark()
+                taken.take(chunk)
+                try:
+                    records.extend(fed.feed(chunk, len(records) + 1))
+                except LimitExceeded:
+                    assert refused
+                    break
+                assert not refused
+                assert list((await stream.read(0)).records) == records
+                assert taken.appended == producer.appended == len(records)
+                assert plain(taken.last) == plain(fed.last)
+                assert taken.usage.total() == fed.usage.total()
+                assert (taken.first_at is not None) == bool(records)
+
+    asyncio.run(take())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from penstock.eventlog.sqlite.log import SqliteLog
 from penstock.relay.settings.policy import OnDisconnect, Policy
 from penstock.relay.streams.ends import StreamEnd
 from penstock.relay.streams.head import Head
-from penstock.relay.streams.session import Session, StoppedEarly
+from penstock.relay.streams.session import Session, StoppedEarly, draw
 from penstock.relay.streams.streams import Streams
 from penstock.wire.terminator import PROFILES
 from tests.relay.peers import PATIENCE, until
@@ -61,11 +61,15 @@ def head() -> Head:
     return Head(200, [(b"content-type", b"text/event-stream")], "sse")
 
 
+async def in_turn(*pieces: bytes) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
+
+
 def saying(*pieces: bytes, then: Callable[[], Awaitable[None]] | None = None) -> Source:
     async def source(session: Session) -> None:
         session.begin(head())
-        for piece in pieces:
-            session.take(piece)
+        await draw(session, in_turn(*pieces))
         if then is not None:
             await then()
 
@@ -406,8 +410,6 @@ async def test_an_event_that_is_too_long_is_an_error() -> None:
 
 
 async def test_a_source_is_paused_while_the_log_is_full_of_what_its_reader_lacks() -> None:
-    from penstock.relay.streams.session import draw
-
     made = 0
 
     async def items() -> Any:

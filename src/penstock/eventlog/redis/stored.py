@@ -49,11 +49,15 @@ class StoredStream(Followed):
         "_until",
         "_waiters",
         "lease",
+        "offset",
     )
+
+    offset: int
 
     def __init__(self, bucket: Bucket, row: Row) -> None:
         super().__init__(row.id, row.owner, row.key, row.epoch, row.head)
         self.lease = row.lease
+        self.offset = 0
         self._bucket = bucket
         self._waiters: set[asyncio.Future[None]] = set()
         self._readers: set[Reader] = set()

@@ -56,10 +56,16 @@ class RedisStream(LiveStream):
         "_unstored_bytes",
         "appended",
         "appended_offset",
+        "last",
+        "offset",
+        "stored_sequence",
     )
 
     appended: int
     appended_offset: int
+    last: bytes
+    offset: int
+    stored_sequence: int
 
     def __init__(
         self, bucket: Bucket, id: str, owner: str, key: str | None, epoch: int, head: bytes, promise: Promise
@@ -68,6 +74,9 @@ class RedisStream(LiveStream):
         self._bucket = bucket
         self.appended = 0
         self.appended_offset = 0
+        self.last = b""
+        self.offset = 0
+        self.stored_sequence = 0
         self._stored_records = 0
         self._stored_offset = 0
         self._trimmed_offset = 0
@@ -108,6 +117,8 @@ class RedisStream(LiveStream):
             self._refuse()
         if self._adrift:
             return self._append_adrift(records)
+        if records:
+            self.last = records[-1]
         size = sum(map(len, records))
         self._unstored += records
         self._unstored_bytes += size
@@ -126,8 +137,7 @@ class RedisStream(LiveStream):
         if not self.durable:
             self.sequence = last
             self.offset = offset
-            if self._followers:
-                self._tell_records(records, last)
+            self._tell_records(records, last)
             if self._waiters:
                 self._wake()
         return last
@@ -322,7 +332,8 @@ class RedisStream(LiveStream):
             self._bucket.forget(self)
             if self.ended is None:
                 self._tell_end(end)
-        self._tell_stored(self._stored_records if end is None else end.sequence)
+        self.stored_sequence = self._stored_records if end is None else end.sequence
+        self._tell_stored(self.stored_sequence)
 
     def _collected_partly(self, last: int, limit: int) -> None:
         """Of what was collected only so much is stored, by an earlier call: its answer was lost."""
@@ -348,6 +359,8 @@ class RedisStream(LiveStream):
     # -- adrift ----------------------------------------------------------------------------------------------------
 
     def _append_adrift(self, records: Sequence[bytes]) -> int:
+        if records:
+            self.last = records[-1]
         size = sum(map(len, records))
         self._unstored += records
         self._unstored_bytes += size

@@ -47,10 +47,16 @@ class SqliteStream(LiveStream):
         "_unstored_bytes",
         "appended",
         "appended_offset",
+        "last",
+        "offset",
+        "stored_sequence",
     )
 
     appended: int
     appended_offset: int
+    last: bytes
+    offset: int
+    stored_sequence: int
 
     def __init__(self, log: SqliteLog, row: Row, promise: Promise) -> None:
         super().__init__(row["id"], row["owner"], row["key"], row["epoch"], row["head"], promise)
@@ -58,6 +64,9 @@ class SqliteStream(LiveStream):
         self._number: int = row["number"]
         self.appended = 0
         self.appended_offset = 0
+        self.last = b""
+        self.offset = 0
+        self.stored_sequence = 0
         self._stored_records = 0
         self._stored_offset = 0
         self._trimmed_offset = 0
@@ -91,6 +100,8 @@ class SqliteStream(LiveStream):
         """Append records; see `Producer.append`."""
         if self.state is not State.RUNNING:
             self._refuse()
+        if records:
+            self.last = records[-1]
         size = sum(map(len, records))
         self._unstored += records
         self._unstored_bytes += size
@@ -106,8 +117,7 @@ class SqliteStream(LiveStream):
         if not self.durable:
             self.sequence = last
             self.offset = offset
-            if self._followers:
-                self._tell_records(records, last)
+            self._tell_records(records, last)
             if self._waiters:
                 self._wake()
         return last
@@ -283,7 +293,8 @@ class SqliteStream(LiveStream):
             self._log._ending.discard(self)
             if self.ended is None:
                 self._tell_end(end)
-        self._tell_stored(self._stored_records if end is None else end.sequence)
+        self.stored_sequence = self._stored_records if end is None else end.sequence
+        self._tell_stored(self.stored_sequence)
 
     def _not_collected(self) -> None:
         self._dirty = True
@@ -325,10 +336,14 @@ class StoredStream(Stream):
         "_reading",
         "_stopping",
         "_waiters",
+        "offset",
     )
+
+    offset: int
 
     def __init__(self, log: SqliteLog, row: Row) -> None:
         super().__init__(row["id"], row["owner"], row["key"], row["epoch"], row["head"])
+        self.offset = 0
         self._log = log
         self._number: int = row["number"]
         self._waiters: set[asyncio.Future[None]] = set()

@@ -17,12 +17,11 @@ direct writer, or the stream is produced in another process, it is always behind
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 
 from penstock.engine.flag import Flag
 from penstock.errors import ReplayGap, StreamError
 from penstock.eventlog.base import End, Page
-from penstock.eventlog.reader import OnRecords, Reader
+from penstock.eventlog.reader import Reader
 from penstock.relay.downstream.reader import Direct, Downstream
 from penstock.relay.streams import ends
 from penstock.relay.streams.ends import Kind
@@ -50,7 +49,6 @@ class Subscriber:
         self._downstream = downstream
         self._kind = kind
         self._direct: Direct | None = downstream.direct()
-        self._on_records = None if self._direct is None else _writing(self._direct)
         self._keep_alive = keep_alive if kind == "sse" else 0.0
         self._paused = False
         self._woken = Flag()
@@ -90,7 +88,7 @@ class Subscriber:
     # -- at the tail ---------------------------------------------------------------------------------------------
 
     def _follow(self) -> bool:
-        return self._on_records is not None and self._reader.follow(self._on_records, self._on_end)
+        return self._direct is not None and self._reader.follow(self._direct.write, self._on_end)
 
     def _on_end(self, end: End | None) -> None:
         self._end = end
@@ -155,13 +153,3 @@ class Subscriber:
             direct.write(KEEP_ALIVE)
         self._seen = self._reader.cursor
         self._timer = asyncio.get_running_loop().call_later(self._keep_alive, self._look)
-
-
-def _writing(direct: Direct) -> OnRecords:
-    """What writes records in the callback that appends them."""
-    write = direct.write
-
-    def on_records(records: Sequence[bytes], last: int) -> None:
-        write(records[0] if len(records) == 1 else b"".join(records))
-
-    return on_records

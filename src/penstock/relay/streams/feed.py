@@ -15,8 +15,13 @@ is decoded.
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Literal
 
+from penstock.errors import PenstockError
+from penstock.eventlog.base import Producer
 from penstock.relay.streams.ends import Dialect, Kind, Usage, spoken
 from penstock.relay.streams.marks import BOM, has_data, has_id, has_id_of_ours, id_line, without_blank, without_id
 from penstock.wire import sse
@@ -25,67 +30,89 @@ from penstock.wire.lines import Decoder as Lines
 Ids = Literal["auto", "ours", "upstream"]
 
 CR = 0x0D
+LF = 0x0A
 
 
-class Feed(Protocol):
-    """What makes records of bytes.
+class Feed(ABC):
+    """What makes records of bytes, and appends them.
 
     Attributes:
+        appended: The sequence of the last record.
+        first_at: When the first one came [monotonic seconds]; None before.
         dialect: What the stream was heard to speak; None while it has not told.
         usage: The blocks that a provider's usage is in.
-        received: Bytes that came.
-        unfinished: Whether `close` found the beginning of a record.
     """
 
-    dialect: Dialect | None
-    usage: Usage
-    received: int
+    __slots__ = ("_on_refusal", "_producer", "appended", "dialect", "first_at", "usage")
+
+    def __init__(self) -> None:
+        self.appended = 0
+        self.first_at: float | None = None
+        self.dialect: Dialect | None = None
+        self.usage = Usage()
+        self._producer: Producer
+        self._on_refusal: Callable[[Exception], None]
+
+    def into(self, producer: Producer, on_refusal: Callable[[Exception], None]) -> None:
+        """Append to that stream from now on.
+
+        Args:
+            on_refusal: Called with what a record outgrew, or with what the log had against it.
+        """
+        self.appended = producer.appended
+        self._producer = producer
+        self._on_refusal = on_refusal
+
+    def take(self, data: bytes) -> None:
+        """Make records of these bytes and append them; for a callback, so it does not raise."""
+        try:
+            records = self.feed(data, self.appended + 1)
+            if records:
+                if self.first_at is None:
+                    self.first_at = time.monotonic()
+                self.appended = self._producer.append(records)
+        except (PenstockError, RuntimeError) as error:
+            self._on_refusal(error)
 
     @property
-    def unfinished(self) -> bool: ...
+    def unfinished(self) -> bool:
+        """Whether `close` found the beginning of a record."""
+        return False
 
+    @abstractmethod
     def feed(self, data: bytes, sequence: int) -> list[bytes]:
         """The records that these bytes complete, the first of them to be numbered with that sequence.
 
         Raises:
             LimitExceeded: A record outgrew its limit.
         """
-        ...
 
     def close(self, sequence: int) -> list[bytes]:
         """The body came whole: what of the rest is a record."""
-        ...
+        return []
 
 
-class SseFeed:
-    """The blocks of an event stream.
-
-    Attributes:
-        last: The last record that had data: what tells whether the stream's protocol has come to its end.
-    """
+class SseFeed(Feed):
+    """The blocks of an event stream."""
 
     __slots__ = (
         "_bare",
         "_behind_id",
         "_cutter",
+        "_fast",
         "_fresh",
         "_id",
         "_ids",
+        "_last",
         "_limit",
         "_marked",
         "_marking",
         "_silent",
         "_theirs",
-        "dialect",
-        "last",
-        "received",
-        "usage",
     )
 
     def __init__(self, stream: str, epoch: int, ids: Ids, max_event_bytes: int) -> None:
-        self.dialect: Dialect | None = None
-        self.usage = Usage()
-        self.received = 0
+        super().__init__()
         self._id = id_line(stream, epoch)
         self._ids = ids
         self._cutter = sse.BlockCutter(max_block_bytes=max_event_bytes)
@@ -93,16 +120,22 @@ class SseFeed:
         self._marked = ids == "ours"
         self._bare = False
         self._marking = False  # ...and the first blocks have been looked at
+        self._fast = False  # ...and the next byte begins a block
         self._behind_id = False  # ...and one has gone out
         self._fresh = True
         self._silent = True  # no block with data has come
         self._theirs = False  # ...but an id of the upstream's own
-        self.last = b""
+        self._last: bytes | None = b""  # the last record that had data; None where that is the log's last
 
     @property
     def unfinished(self) -> bool:
         """Whether `close` found a block without its blank line."""
         return self._cutter.unfinished
+
+    @property
+    def last(self) -> bytes:
+        """The last record that had data: what tells whether the stream's protocol has come to its end."""
+        return self._producer.last if self._last is None else self._last
 
     @property
     def silent(self) -> bool:
@@ -114,22 +147,29 @@ class SseFeed:
         """Whether the blocks carry our ids."""
         return self._marked
 
-    def feed(self, data: bytes, sequence: int) -> list[bytes]:
-        size = len(data)
-        self.received += size
+    def take(self, data: bytes) -> None:
         if (
-            self._marking
-            and data.startswith(b"data:")
-            and data.find(b"\n") == size - 2
-            and data.endswith(b"\n\n")
+            self._fast
+            and data[:5] == b"data:"
+            and data.find(b"\n") == len(data) - 2
+            and data[-1] == LF
             and CR not in data
-            and self._cutter.between
-            and size <= self._limit
+            and len(data) <= self._limit
         ):  # one chunk, one block, one line: what a live stream mostly is
             if data.find(b'"usage"') >= 0:  # not `in`, which takes half as long again
                 self.usage.saw(data)
-            self.last = record = b"%b%d\n%b" % (self._id, sequence, data)  # which the log keeps, too
-            return [record]
+            record = b"%b%d\n%b" % (self._id, self.appended + 1, data)
+            try:
+                self.appended = self._producer.append([record])
+            except (PenstockError, RuntimeError) as error:
+                self._on_refusal(error)
+            self._last = None
+            return
+        self._last = self.last  # what comes may be no data, and the log's last record then another
+        super().take(data)
+        self._fast = self._marking and self._cutter.between
+
+    def feed(self, data: bytes, sequence: int) -> list[bytes]:
         blocks = self._cutter.feed(data)
         if not blocks:
             return blocks
@@ -141,14 +181,14 @@ class SseFeed:
                 blocks = [without_id(block) if has_id(block) else block for block in blocks]
             for block in blocks:
                 if has_data(block):
-                    self.last = block
+                    self._last = block
                     if b'"usage"' in block:
                         saw(block)
             return blocks
         id_, behind_id = self._id, self._behind_id
         for index, block in enumerate(blocks):
             if block.startswith(b"data:") or has_data(block):
-                self.last = block
+                self._last = block
                 if b'"usage"' in block:
                     saw(block)
                 if has_id(block):
@@ -167,7 +207,7 @@ class SseFeed:
         if self._ids == "auto" and self._silent:
             self._ids = "upstream"
         elif self._marked:
-            self._marked = self._marking = False
+            self._marked = self._marking = self._fast = False
             self._bare = True
 
     def close(self, sequence: int) -> list[bytes]:
@@ -187,19 +227,17 @@ class SseFeed:
                 return
 
 
-class LineFeed:
+class LineFeed(Feed):
     """The lines of an NDJSON body."""
 
-    unfinished = False  # the last line may do without its newline
+    __slots__ = ("_lines",)
 
     def __init__(self, max_event_bytes: int) -> None:
-        self.dialect: Dialect | None = "ndjson"
-        self.usage = Usage()
-        self.received = 0
+        super().__init__()
+        self.dialect = "ndjson"
         self._lines = Lines(max_line_bytes=max_event_bytes, newlines="lf")
 
     def feed(self, data: bytes, sequence: int) -> list[bytes]:
-        self.received += len(data)
         records = [line + b"\n" for line in self._lines.feed(data)]
         for record in records:
             if b'"usage"' in record:
@@ -210,22 +248,13 @@ class LineFeed:
         return self._lines.close()
 
 
-class ByteFeed:
+class ByteFeed(Feed):
     """Bytes as they come."""
 
-    unfinished = False
-
-    def __init__(self) -> None:
-        self.dialect: Dialect | None = None
-        self.usage = Usage()
-        self.received = 0
+    __slots__ = ()
 
     def feed(self, data: bytes, sequence: int) -> list[bytes]:
-        self.received += len(data)
         return [data]
-
-    def close(self, sequence: int) -> list[bytes]:
-        return []
 
 
 def feed_for(kind: Kind, stream: str, epoch: int, *, ids: Ids, max_event_bytes: int) -> Feed:

@@ -40,6 +40,7 @@ _TYPES: dict[Encoding, tuple[bytes, Kind]] = {
     "ndjson": (b"application/x-ndjson", "ndjson"),
     "raw": (b"text/event-stream; charset=utf-8", "sse"),
 }
+AI_SDK_END = b"data: [DONE]\n\n"
 _DONE = object()
 
 
@@ -80,7 +81,8 @@ async def generated(
     async with aclosing(_encoded(items, encode, threads)) as encoded:
         await draw(session, encoded)
     if dialect == "ai-sdk" and encoding == "sse":
-        session.take(b"data: [DONE]\n\n")
+        session.received += len(AI_SDK_END)
+        session.take(AI_SDK_END)
 
 
 async def _encoded(

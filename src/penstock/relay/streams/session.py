@@ -77,6 +77,7 @@ class Session:
         opened: What the upstream answered: the head of a logged stream, or a response for its reader to pass on; fails
             where there is none.
         readers: How many are here.
+        received: Bytes of the body, once that is over.
         take: Takes bytes of the source's, once it has begun; for a callback, so it does not raise.
         cookies: What the upstream set on whoever began the stream; neither stored nor replayed.
         end: How it ended; None as long as it runs, and where it was not logged.
@@ -109,7 +110,7 @@ class Session:
         self.cookies: Raw = []
         self.kept = True
         self.end: StreamEnd | None = None
-        self.first_at: float | None = None
+        self.received = 0
         self.started_at = time.monotonic()
         self._on_disconnect = on_disconnect
         self._ids = ids
@@ -133,6 +134,11 @@ class Session:
         self._seat: Reader | None = None
         self._passed_on = asyncio.Event()
         self._settled = False
+
+    @property
+    def first_at(self) -> float | None:
+        """When the first record came [monotonic seconds]; None before."""
+        return None if self._feed is None else self._feed.first_at
 
     @property
     def bound(self) -> bool:
@@ -262,7 +268,8 @@ class Session:
         self._status = head.status
         stream, producer = self.stream, self.producer
         self._feed = feed_for(head.kind, stream.id, stream.epoch, ids=self._ids, max_event_bytes=self._max_event_bytes)
-        self.take = self._taking(self._feed, producer)
+        self._feed.into(producer, self._refused)
+        self.take = self._feed.take
         producer.start(head.encoded())
         if self.readers:
             self._seat = self.stream.reader()
@@ -278,30 +285,15 @@ class Session:
         """The reader has passed on what was handed over, or has left."""
         self._passed_on.set()
 
-    def _taking(self, feed: Feed, producer: Producer) -> Callable[[bytes], None]:
-        """What makes records of bytes and appends them: the whole of the hot path, so with all it needs at hand."""
-        records_of, append = feed.feed, producer.append
-        last = producer.appended
-        silent = True
-
-        def take(data: bytes) -> None:
-            nonlocal last, silent
-            try:
-                records = records_of(data, last + 1)
-                if records:
-                    if silent:
-                        silent = False
-                        self.first_at = time.monotonic()
-                    last = append(records)
-            except LimitExceeded:
-                most = f"{self._max_event_bytes:,} bytes; raise limits.max_event_bytes if such are expected"
-                self._fail(LimitExceeded(f"an event or line is longer than {most}", limit="max_event_bytes"))
-            except PenstockError as error:
-                self._fail(error)
-            except RuntimeError:
-                self._cancel()  # it has ended: what still comes is in vain
-
-        return take
+    def _refused(self, error: Exception) -> None:
+        """What came could not be appended."""
+        if isinstance(error, LimitExceeded):
+            most = f"{self._max_event_bytes:,} bytes; raise limits.max_event_bytes if such are expected"
+            self._fail(LimitExceeded(f"an event or line is longer than {most}", limit="max_event_bytes"))
+        elif isinstance(error, PenstockError):
+            self._fail(error)
+        else:
+            self._cancel()  # it has ended: what still comes is in vain
 
     def _fail(self, error: PenstockError) -> None:
         if self._fault is None:
@@ -523,7 +515,7 @@ class Session:
             reason=reason,
             detail=detail,
             event_count=self.producer.appended,
-            byte_count=0 if feed is None else feed.received,
+            byte_count=self.received,
             first_event=None if self.first_at is None else self.first_at - self.started_at,
             duration=time.monotonic() - self.started_at,
             usage=None if feed is None else feed.usage.total(),
@@ -537,7 +529,10 @@ async def pour(session: Session, response: Response) -> None:
     """Take a response's body: in the callbacks that bring it, where the engine carries it."""
     session.framed = response.is_framed
     if response.can_push:
-        await response.push(session.take, session._attach)
+        try:
+            await response.push(session.take, session._attach)
+        finally:
+            session.received = response.bytes_received
     else:
         await draw(session, response.raw())
 
@@ -550,6 +545,7 @@ async def draw(session: Session, pieces: AsyncIterator[bytes]) -> None:
     async for data in pieces:
         if session.cancelled:
             raise asyncio.CancelledError  # a generator may have swallowed its own
+        session.received += len(data)
         session.take(data)
         await unpaused.wait()
 
