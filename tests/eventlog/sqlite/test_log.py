@@ -505,3 +505,34 @@ async def test_a_stream_that_was_forgotten_is_gone_for_whoever_holds_it(tmp_path
         for each in (stream, stored):
             with pytest.raises(StreamGone):
                 await each.read(0)
+
+
+async def test_many_streams_are_stored_less_often_unless_somebody_waits_for_it(tmp_path: Path) -> None:
+    def moments(producer: Producer) -> list[int]:
+        told: list[int] = []
+        producer.watch(on_stored=told.append)
+        return told
+
+    async def stored(producers: list[Producer]) -> int:
+        """How many flushes stored 100 appends."""
+        told = moments(producers[-1])
+        for _ in range(100):
+            for producer in producers:
+                producer.append([b"x"])
+            await asyncio.sleep(0.005)
+        await producers[-1].stored(producers[-1].appended)
+        return len(set(told))
+
+    async with SqliteLog(tmp_path / "log") as log, SqliteLog(tmp_path / "log") as other:
+        streams, producers = zip(*[await opened(log) for _ in range(200)], strict=True)
+        alone = await stored(list(producers))
+        elsewhere = await other.get(streams[0].id)
+        assert elsewhere is not None
+        with elsewhere.reader():
+            await until(lambda: producers[0].readers == 1)
+            read = await stored(list(producers))
+        _, durable = await log.open(None, "", b"", promise="durable")
+        assert durable is not None
+        durable.start()
+        kept = await stored([*producers, durable])
+        assert alone * 1.3 < min(read, kept), (alone, read, kept)

@@ -340,7 +340,7 @@ class Bucket:
             return 0
         self._urgent = False
         self._flushing = True
-        streams, self._dirty = [stream for stream in self._dirty if not stream._adrift], []
+        streams, self._dirty = [stream for stream in self._dirty if not stream._lost], []
         undue, self._undue = self._undue, []
         limit = self.log._stream_limit()
         flush: list[Any] = [self.token, KEEP * 1000]
@@ -361,7 +361,7 @@ class Bucket:
         done: asyncio.Future[Any],
     ) -> None:
         self._flushing = False
-        streams = [stream for stream in streams if not stream._adrift]
+        streams = [stream for stream in streams if not stream._lost]
         error = done.exception()
         if self.log._closed:
             return
@@ -394,7 +394,7 @@ class Bucket:
                 elif name in lasts:
                     stream._collected_partly(int(lasts[name]), limit)
                 else:
-                    stream._collected(limit)
+                    stream._collected(limit, stream._collecting_cut)
             self.log._has_flushed()
             if self._dirty:
                 self.flush_later(urgent=self._urgent)

@@ -36,6 +36,7 @@ from penstock.eventlog.base import (
     StreamInfo,
     new_stream_id,
 )
+from penstock.eventlog.buffered import Backlog
 from penstock.eventlog.live import Pause
 from penstock.eventlog.redis.address import Address
 from penstock.eventlog.redis.bucket import Bucket
@@ -91,7 +92,6 @@ class RedisLog(EventLog):
         self.address = Address.parse(url)
         self.retention = retention
         self._lease = lease
-        self._max_backlog = max_backlog
         self._timeout = timeout
         self._prefix = prefix
         self._new_id = new_id
@@ -102,8 +102,7 @@ class RedisLog(EventLog):
         self._keeper: Keeper
         self._durable_at: float | None = None
         self._stored: WeakValueDictionary[str, StoredStream] = WeakValueDictionary()
-        self._backlog = 0
-        self._is_full = False
+        self._backlog = Backlog(max_backlog)
         self._to_flush: dict[Bucket, None] = {}
         self._flush_timer: asyncio.Handle | None = None
         self._flush_is_soon = False
@@ -315,8 +314,7 @@ class RedisLog(EventLog):
         self._last_streams = sum(bucket.flush() for bucket in buckets)
 
     def _has_flushed(self) -> None:
-        if self._is_full and self._backlog <= self._max_backlog // 2:
-            self._is_full = False
+        if self._backlog.has_eased():
             for bucket in self._buckets:
                 for stream in list(bucket.live.values()):
                     stream._resume(Pause.BACKLOG)

@@ -8,7 +8,8 @@ what is to be stored                      is flushed
 a start, an end, the first records of a   at once, or as soon as the flush before is done
 stream
 anything else                             after a tick: 10 ms, and longer the more streams took part in the flush
-                                          before (0.2 ms each, 100 ms at the most)
+                                          before (0.4 ms each, 200 ms at the most; half of that, if one of them is
+                                          durable or read by another process, so that somebody waits for it)
 what a flush that failed had              again after 0.2 s, until it is stored or the lease runs out
 ========================================  =======================================================================
 
@@ -43,13 +44,14 @@ from penstock.eventlog.base import (
     StreamInfo,
     new_stream_id,
 )
+from penstock.eventlog.buffered import Backlog
 from penstock.eventlog.live import Pause
 from penstock.eventlog.sqlite.store import Batches, Changes, Flush, Opened, Report, Row, Store
 from penstock.eventlog.sqlite.stream import SqliteStream, StoredStream, end_of, state_of
 
 TICK = 0.01
-TICK_PER_STREAM = 0.0002
-MAX_TICK = 0.1
+TICK_PER_STREAM = 0.0004
+MAX_TICK = 0.2
 RETRY = 0.2
 POLL = 0.025
 
@@ -97,7 +99,6 @@ class SqliteLog(EventLog):
             raise ValueError(f'synchronous is "NORMAL" or "FULL", not {synchronous!r}')
         self.retention = retention
         self._lease = lease
-        self._max_backlog = max_backlog
         self._clock = clock
         self._new_id = new_id
         self._wall_offset = wall() - clock()
@@ -120,15 +121,14 @@ class SqliteLog(EventLog):
         self._live: dict[str, SqliteStream] = {}
         self._ending: set[SqliteStream] = set()  # of those with a key: their ends are not stored yet
         self._dirty: list[SqliteStream] = []
-        self._backlog = 0
-        self._backlog_is_full = False  # sources were paused for the backlog
+        self._backlog = Backlog(max_backlog)
         self._excess = 0
         self._unswept = 0
         self._flushing: asyncio.Future[dict[int, tuple[int, int]]] | None = None
         self._flush_timer: asyncio.Handle | None = None
         self._flush_is_soon = False  # and no later call can bring it forward
         self._urgent = False
-        self._last_streams = 0
+        self._tick = TICK
         self._beat_timer: asyncio.TimerHandle | None = None
         self._retaking: asyncio.Task[None] | None = None
         self._poll_timer: asyncio.TimerHandle | None = None
@@ -353,8 +353,7 @@ class SqliteLog(EventLog):
         if self._urgent:
             self._flush_timer = self._loop.call_soon(self._flush)
         else:
-            tick = min(max(TICK, TICK_PER_STREAM * self._last_streams), MAX_TICK)
-            self._flush_timer = self._loop.call_later(tick, self._flush)
+            self._flush_timer = self._loop.call_later(self._tick, self._flush)
 
     def _flush(self) -> None:
         if self._flush_timer is not None:
@@ -368,6 +367,8 @@ class SqliteLog(EventLog):
         limit = self._stream_limit()
         for stream in streams:
             stream._collect(flush, limit)
+        tick = min(TICK_PER_STREAM * len(streams), MAX_TICK)
+        self._tick = max(TICK, tick / 2 if flush.awaited else tick)
         epoch = self._epoch
         self._flushing = self._submit(self._writer, self._writes.write, epoch, flush)
         self._flushing.add_done_callback(lambda done: self._flushed(done, epoch, streams))
@@ -385,11 +386,10 @@ class SqliteLog(EventLog):
             return
         if error is None:
             self.trouble = None
-            self._last_streams = len(streams)
+            trimmed, limit = done.result(), self._stream_limit()
             for stream in streams:
-                stream._collected(done.result())
-            if self._backlog_is_full and self._backlog <= self._max_backlog // 2:
-                self._backlog_is_full = False
+                stream._collected(limit, trimmed.get(stream._number))
+            if self._backlog.has_eased():
                 for stream in list(self._live.values()):
                     stream._resume(Pause.BACKLOG)
             if self._unswept > self.retention.max_bytes // 16:
@@ -487,8 +487,6 @@ class SqliteLog(EventLog):
             self._retaking = self._loop.create_task(self._retake())
         self._dirty = []
         self._ending.clear()
-        self._backlog = 0
-        self._backlog_is_full = False
         lost, self._live = self._live, {}
         for stream in lost.values():
             if stream.state is not State.ENDED:

@@ -109,6 +109,7 @@ class Flush:
         starts: Final head (None: as it is) and number.
         ends: Reason, detail, sequence of the last record, its offset, and number.
         trims: Number, the offset up to which records go, the cursor beyond which none may.
+        awaited: Whether somebody cannot see the records before they are stored.
         full: Whether it must be on the disk, not only in the kernel's hands.
     """
 
@@ -116,6 +117,7 @@ class Flush:
     starts: list[tuple[bytes | None, int]] = field(default_factory=list)
     ends: list[tuple[str, bytes, int, int, int]] = field(default_factory=list)
     trims: list[tuple[int, int, int]] = field(default_factory=list)
+    awaited: bool = False
     full: bool = False
 
 

@@ -1,147 +1,40 @@
 """The streams of the log in a file: those that are produced here, and those that are not.
 
-What is produced here is numbered and told at once, and waits in `_unstored` until a flush has stored it; a reader
-behind that reads the file. What is produced elsewhere is the file alone.
+What is produced here waits for a flush, as `BufferedStream` has it. What is produced elsewhere is the file alone.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
 from functools import partial
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from penstock.errors import StoreError, StreamGone
-from penstock.eventlog.base import End, Page, Promise, Reason, State, Stream
-from penstock.eventlog.batch import gap_in_bytes, page_of, sizes_of
-from penstock.eventlog.live import LiveStream, Pause
+from penstock.eventlog.base import End, Page, Promise, State, Stream
+from penstock.eventlog.batch import gap_in_bytes, sizes_of
+from penstock.eventlog.buffered import BufferedStream
 from penstock.eventlog.reader import Reader
 from penstock.eventlog.sqlite.store import SEQUENCE_BITS, Batches, Flush, Report, Row
 
 if TYPE_CHECKING:
     from penstock.eventlog.sqlite.log import SqliteLog
 
-MAX_BATCH_BYTES = 64 * 1024
 
-
-class SqliteStream(LiveStream):
+class SqliteStream(BufferedStream):
     """A stream that is produced here. `SqliteLog.open` makes it."""
 
-    __slots__ = (
-        "_collecting",
-        "_collecting_bytes",
-        "_collecting_end",
-        "_collecting_start",
-        "_dirty",
-        "_end",
-        "_log",
-        "_new_head",
-        "_number",
-        "_start_is_due",
-        "_stored_offset",
-        "_stored_records",
-        "_trimmed_offset",
-        "_unstored",
-        "_unstored_bytes",
-        "appended",
-        "appended_offset",
-        "last",
-        "offset",
-        "stored_sequence",
-    )
-
-    appended: int
-    appended_offset: int
-    last: bytes
-    offset: int
-    stored_sequence: int
+    __slots__ = ("_log", "_number")
 
     def __init__(self, log: SqliteLog, row: Row, promise: Promise) -> None:
-        super().__init__(row["id"], row["owner"], row["key"], row["epoch"], row["head"], promise)
+        super().__init__(log._backlog, row["id"], row["owner"], row["key"], row["epoch"], row["head"], promise)
         self._log = log
         self._number: int = row["number"]
-        self.appended = 0
-        self.appended_offset = 0
-        self.last = b""
-        self.offset = 0
-        self.stored_sequence = 0
-        self._stored_records = 0
-        self._stored_offset = 0
-        self._trimmed_offset = 0
-        # Behind those that are stored; the first `_collecting` of them are on their way.
-        self._unstored: list[bytes] = []
-        self._unstored_bytes = 0
-        self._collecting = 0
-        self._collecting_bytes = 0
-        self._collecting_end: End | None = None
-        self._dirty = False
-        self._collecting_start = False
-        self._start_is_due = False
-        self._new_head: bytes | None = None
-        self._end: End | None = None
-
-    # -- producing -------------------------------------------------------------------------------------------------
-
-    def start(self, head: bytes | None = None) -> bool:
-        """Go from STARTING to RUNNING; see `Producer.start`."""
-        if self.state is not State.STARTING:
-            return False
-        if head is not None:
-            self.head = self._new_head = head
-        self.state = State.RUNNING
-        self._start_is_due = True
-        self._mark(urgent=True)
-        self._wake()
-        return True
-
-    def append(self, records: Sequence[bytes]) -> int:
-        """Append records; see `Producer.append`."""
-        if self.state is not State.RUNNING:
-            self._refuse()
-        if records:
-            self.last = records[-1]
-        size = sum(map(len, records))
-        self._unstored += records
-        self._unstored_bytes += size
-        self.appended = last = self.appended + len(records)
-        self.appended_offset = offset = self.appended_offset + size
-        log = self._log
-        log._backlog += size
-        if not self._dirty:
-            self._mark(urgent=not self.stored_sequence)
-        if log._backlog > log._max_backlog:
-            log._backlog_is_full = True
-            self._pause(Pause.BACKLOG)
-        if not self.durable:
-            self.sequence = last
-            self.offset = offset
-            self._tell_records(records, last)
-            if self._waiters:
-                self._wake()
-        return last
-
-    def end(self, reason: Reason, detail: bytes = b"") -> bool:
-        """End the stream; see `Producer.end`."""
-        if self.state in (State.ENDING, State.ENDED):
-            return False
-        end = self._end_record(reason, detail)
-        self._end_with(end)
-        self._mark(urgent=True)
-        if not self.durable:
-            self._tell_end(end)
-        return True
 
     def _end_with(self, end: End) -> None:
-        self.state = State.ENDING
-        self._end = end
+        super()._end_with(end)
         if self.key is not None:
             self._log._ending.add(self)
-
-    async def request_stop(self) -> bool:
-        """Ask the producer to stop; see `Stream.request_stop`."""
-        return self._tell_stop()
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
@@ -165,16 +58,9 @@ class SqliteStream(LiveStream):
         return self._page(await self._log._read_file(self._number, after, None, max_records, max_bytes), after)
 
     async def _read_bytes(self, offset: int, max_records: int, max_bytes: int) -> Page:
-        if offset >= self.offset:
-            return Page((), self.sequence, self.offset, self.ended)
-        if offset >= self._stored_offset:
-            begin, after = self._stored_offset, self._stored_records
-            for record in self._unstored:
-                if begin + len(record) > offset:
-                    break
-                begin += len(record)
-                after += 1
-            return self._unstored_page(after, offset - begin, max_records, max_bytes)
+        page = self._unstored_bytes_page(offset, max_records, max_bytes)
+        if page is not None:
+            return page
         found = await self._log._read_file(self._number, 0, offset, max_records, max_bytes)
         if found.row is not None and offset < found.row["dropped_offset"]:
             raise gap_in_bytes(offset, found.row["dropped_offset"])
@@ -189,47 +75,23 @@ class SqliteStream(LiveStream):
         end = self.ended if self.ended is not None and found.after >= self.ended.sequence - 1 else None
         return Page(found.records, found.after, found.offset, end)
 
-    def _unstored_page(self, after: int, skip: int, max_records: int, max_bytes: int) -> Page:
-        """A page of what is not stored yet; of a durable stream, none of it can be seen."""
-        if after >= self.sequence:
-            return Page((), after, self.offset, self.ended)
-        start = after - self._stored_records
-        offset = self._stored_offset + sum(map(len, self._unstored[:start]))
-        records = page_of(islice(self._unstored, start, None), skip, max_records, max_bytes)
-        after += len(records)
-        offset += sum(map(len, records)) + (skip if records else 0)
-        return Page(records, after, offset, self.ended if after == self.sequence else None)
-
     # -- storing ---------------------------------------------------------------------------------------------------
 
-    def _mark(self, *, urgent: bool) -> None:
-        if self._dirty:
-            self._log._flush_later(urgent=urgent)
-        else:
-            self._dirty = True
-            self._log._mark(self, urgent=urgent)
+    def _due(self, *, urgent: bool) -> None:
+        self._log._mark(self, urgent=urgent)
+
+    def _hurry(self) -> None:
+        self._log._flush_later(urgent=True)
 
     def _collect(self, flush: Flush, limit: int) -> None:
         """Add what is to be stored to a flush."""
-        self._dirty = False
         if self.appended >> SEQUENCE_BITS:
             self._run_out()
+        self._begin_collecting()
         number = self._number
-        self._collecting = len(self._unstored)
-        self._collecting_bytes = self._unstored_bytes
-        self._collecting_end = self._end
-        if self._collecting:
-            if self._unstored_bytes <= MAX_BATCH_BYTES:
-                records = self._unstored
-                flush.batches += (
-                    (number << SEQUENCE_BITS) + self.appended,
-                    self.appended_offset,
-                    sizes_of(records),
-                    records[0] if len(records) == 1 else b"".join(records),
-                )
-            else:
-                self._collect_in_parts(flush)
-        self._collecting_start = self._start_is_due
+        for cursor, offset, records in self._batches():
+            data = records[0] if len(records) == 1 else b"".join(records)
+            flush.batches += ((number << SEQUENCE_BITS) + cursor, offset, sizes_of(records), data)
         if self._start_is_due:
             flush.starts.append((self._new_head, number))
         if self._end is not None:
@@ -240,82 +102,22 @@ class SqliteStream(LiveStream):
                 fastest = self.appended
             flush.trims.append((number, self.appended_offset - (limit - limit // 8), fastest))
         flush.full = flush.full or self.durable
+        flush.awaited = flush.awaited or self.durable or self._elsewhere[0] > 0
 
     def _run_out(self) -> None:
         """There are no more positions for its records: what is stored is all that there is going to be."""
-        self._log._backlog -= self._unstored_bytes
+        self._backlog.held -= self._unstored_bytes
         self._unstored.clear()
-        self._unstored_bytes = 0
         self._end_with(End("producer_lost", b"", self._stored_records + 1, self._stored_offset))
         self.appended, self.appended_offset = self._stored_records, self._stored_offset
 
-    def _collect_in_parts(self, flush: Flush) -> None:
-        position = (self._number << SEQUENCE_BITS) + self._stored_records
-        offset = self._stored_offset
-        part: list[bytes] = []
-        size = 0
-        for index, record in enumerate(self._unstored, 1):
-            part.append(record)
-            size += len(record)
-            if size >= MAX_BATCH_BYTES or index == len(self._unstored):
-                offset += size
-                flush.batches += (position + index, offset, sizes_of(part), b"".join(part))
-                part, size = [], 0
+    def _collected(self, limit: int, cut: tuple[int, int] | None) -> None:
+        self._log._unswept += self._collecting_bytes
+        super()._collected(limit, cut)
 
-    def _collected(self, trimmed: dict[int, tuple[int, int]]) -> None:
-        """What was collected is stored."""
-        count, size, end = self._collecting, self._collecting_bytes, self._collecting_end
-        records = self._unstored[:count] if self.durable else ()
-        del self._unstored[:count]
-        self._unstored_bytes -= size
-        self._stored_records += count
-        self._stored_offset += size
-        self._log._backlog -= size
-        self._log._unswept += size
-        self._collecting = self._collecting_bytes = 0
-        if self._collecting_start:
-            self._start_is_due, self._new_head = False, None
-        if self._number in trimmed:
-            self.earliest, self._trimmed_offset = trimmed[self._number]
-        fastest = self._fastest()
-        behind = fastest is not None and fastest < self._stored_records
-        if behind and self._stored_bytes() > self._log._stream_limit():
-            self._hold_back(self.appended_offset - self._trimmed_offset)
-        else:
-            self._resume(Pause.READERS)
-        if records:
-            self.sequence, self.offset = self._stored_records, self._stored_offset
-            self._tell_records(records, self.sequence)
-            self._wake()
-        if end is not None:
-            self.state = State.ENDED
-            self._log._live.pop(self.id, None)
-            self._log._ending.discard(self)
-            if self.ended is None:
-                self._tell_end(end)
-        self.stored_sequence = self._stored_records if end is None else end.sequence
-        self._tell_stored(self.stored_sequence)
-
-    def _not_collected(self) -> None:
-        self._dirty = True
-        self._collecting = self._collecting_bytes = 0
-
-    def _make_room(self) -> None:
-        if self.state is State.RUNNING:
-            self._mark(urgent=True)  # the next flush trims what it may
-
-    def _stored_bytes(self) -> int:
-        return self._stored_offset - self._trimmed_offset
-
-    def _lose(self) -> None:
-        self._unstored.clear()
-        self._unstored_bytes = 0
-        self._end = None
-        # What was not stored is nobody's any more: who is behind reads up to there, and is told of the loss.
-        self.sequence, self.offset = self._stored_records, self._stored_offset
-        if self.ended is not None:
-            self.ended = End("producer_lost", b"", self.sequence + 1, self.offset)
-        super()._lose()
+    def _is_over(self) -> None:
+        self._log._live.pop(self.id, None)
+        self._log._ending.discard(self)
 
 
 class StoredStream(Stream):
