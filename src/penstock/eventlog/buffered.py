@@ -133,9 +133,10 @@ class BufferedStream(LiveStream):
         self.appended_offset += size
         if self._tells_at_once:
             self.sequence = last
-            self._tell_records(records, last)
-            if self._waiters:
-                self._wake()
+            if self._others or self._lone is not None:
+                self._tell_records(records, last)
+                if self._waiters:
+                    self._wake()
         backlog = self._backlog
         backlog.held += size
         if not self._dirty:

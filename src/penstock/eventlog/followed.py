@@ -18,13 +18,15 @@ Args = TypeVarTuple("Args")
 class Followed(Stream):
     """Tells its followers."""
 
-    __slots__ = ("_followers", "_lone")
+    __slots__ = ("_followers", "_lone", "_others")
 
     def __init__(self, id: str, owner: str, key: str | None, epoch: int, head: bytes) -> None:
         super().__init__(id, owner, key, epoch, head)
         # In the order they came. One append can overtake them all: to leave must not cost more the more they are.
         self._followers: dict[Reader, None] = {}
-        self._lone: Reader | None = None  # the only one of them, where there is nobody else to tell
+        # The only one of them, where there is nobody else to tell; and whether there is anybody else.
+        self._lone: Reader | None = None
+        self._others = False
 
     def _add_follower(self, reader: Reader) -> None:
         self._followers[reader] = None
@@ -35,8 +37,9 @@ class Followed(Stream):
         self._look_who_is_here()
 
     def _look_who_is_here(self) -> None:
-        is_alone = len(self._followers) == 1 and not self._is_awaited()
-        self._lone = next(iter(self._followers)) if is_alone else None
+        count, is_awaited = len(self._followers), self._is_awaited()
+        self._lone = next(iter(self._followers)) if count == 1 and not is_awaited else None
+        self._others = self._lone is None and (count > 0 or is_awaited)
 
     def _is_awaited(self) -> bool:
         """Whether there is somebody to tell beside those who follow."""
@@ -65,7 +68,8 @@ class Followed(Stream):
 
     def _let_go(self, end: End | None = None) -> None:
         """There is nothing more to tell: it has ended, or what comes next has to be read."""
-        followers, self._followers, self._lone = self._followers, {}, None
+        followers, self._followers = self._followers, {}
+        self._look_who_is_here()
         for reader in followers:
             if reader.following:
                 reader.following = False

@@ -292,33 +292,37 @@ class MemoryStream(LiveStream):
         """Append records; see `Producer.append`."""
         if self.state is not RUNNING:
             self._refuse()
+        if len(records) == 1:
+            data = records[0]
+            self._records.append(data)
+            self._room = room = self._room - OVERHEAD - len(data)
+        elif records:
+            data = b"".join(records)
+            self._records += records
+            self._room = room = self._room - OVERHEAD * len(records) - len(data)
+        else:
+            return self.sequence
+        self.sequence = last = self.sequence + len(records)
         lone = self._lone
-        if lone is None or len(records) != 1:
-            return self._append(records)
-        (record,) = records  # one record and one reader at the tail: what a live stream mostly is
-        self._records.append(record)
-        self._room = room = self._room - OVERHEAD - len(record)
-        self.sequence = lone.cursor = last = self.sequence + 1
-        on_data = lone._on_data
-        try:
-            on_data(record)
-        except Exception as error:
-            self._failed(lone, last - 1, error)
+        if lone is not None:  # one reader at the tail, and nobody else: what a live stream mostly has
+            lone.cursor = last
+            on_data = lone._on_data
+            try:
+                on_data(data)
+            except Exception as error:
+                self._failed(lone, last - len(records), error)
+        elif self._others:
+            self._tell_all(records, last)
         if room < 0:
             self._make_room()
         return last
 
-    def _append(self, records: Sequence[bytes]) -> int:
-        """The same for any number of records and of readers, and for those who wait."""
-        self._records += records
-        self._room -= OVERHEAD * len(records) + sum(map(len, records))
-        self.sequence = last = self.sequence + len(records)
+    def _tell_all(self, records: Sequence[bytes], last: int) -> None:
         self._tell_records(records, last)
-        if self._room < 0:
-            self._make_room()
-        self._wake()
-        self._tell_stored(last)
-        return last
+        if self._waiters:
+            self._wake()
+        if self._storing or self._on_stored is not None:
+            self._tell_stored(last)
 
     def end(self, reason: Reason, detail: bytes = b"") -> bool:
         """End the stream; see `Producer.end`."""
