@@ -26,6 +26,7 @@ from penstock.relay.streams.ends import Dialect, Kind, Usage, spoken
 from penstock.relay.streams.marks import BOM, has_data, has_id, has_id_of_ours, id_line, without_blank, without_id
 from penstock.wire import sse
 from penstock.wire.lines import Decoder as Lines
+from penstock.wire.terminator import Judgement, Terminator
 
 Ids = Literal["auto", "ours", "upstream"]
 
@@ -134,8 +135,15 @@ class SseFeed(Feed):
 
     @property
     def last(self) -> bytes:
-        """The last record that had data: what tells whether the stream's protocol has come to its end."""
+        """The last record that had data."""
         return self._producer.last if self._last is None else self._last
+
+    def last_judged(self, terminator: Terminator) -> Judgement:
+        """What the last event is to a protocol."""
+        judgement: Judgement = "content"
+        for event in sse.Decoder(max_event_bytes=len(self.last) + 1).feed(self.last):
+            judgement = terminator.judge(event)
+        return judgement
 
     @property
     def silent(self) -> bool:

@@ -47,8 +47,7 @@ from penstock.relay.streams.feed import Feed, Ids, SseFeed, feed_for
 from penstock.relay.streams.head import Head
 from penstock.relay.streams.marks import id_line
 from penstock.relay.upstream.headers import Raw
-from penstock.wire import sse
-from penstock.wire.terminator import Failure, Judgement, Terminator
+from penstock.wire.terminator import PROFILES, Failure, Judgement, Terminator
 
 logger = logging.getLogger("penstock.relay")
 
@@ -115,7 +114,7 @@ class Session:
         self._on_disconnect = on_disconnect
         self._ids = ids
         self._max_event_bytes = max_event_bytes
-        self._terminator = terminator
+        self._terminator = None if terminator == PROFILES["none"] else terminator
         self._on_end = on_end
         self._feed: Feed | None = None
         self._dialect: Dialect | None = None
@@ -407,13 +406,8 @@ class Session:
 
     def _last_judged(self) -> Judgement | None:
         """What the last event is to the stream's own protocol; None where it has none."""
-        terminator, feed = self._terminator, self._feed
-        if terminator is None or not isinstance(feed, SseFeed) or terminator == Terminator():
-            return None
-        judgement: Judgement = "content"
-        for event in sse.Decoder(max_event_bytes=len(feed.last) + 1).feed(feed.last):
-            judgement = terminator.judge(event)
-        return judgement
+        feed, terminator = self._feed, self._terminator
+        return None if terminator is None or not isinstance(feed, SseFeed) else feed.last_judged(terminator)
 
     async def _settle(self, reason: LogReason, detail: str, error: BaseException | None) -> None:
         if self._grace is not None:
