@@ -27,6 +27,7 @@ from penstock.relay.upstream.exchange import refuse_with
 from penstock.relay.upstream.headers import Raw, Refused, body_length
 from penstock.relay.upstream.outgoing import Outgoing
 
+NOTHING_KEPT = "the stream ended before it began: nothing of it is kept"
 NO_ANSWER = "the store does not answer"
 PASSED_ON = "the request was passed on, and its answer is lost: ask again only if doing it twice does no harm"
 
@@ -173,7 +174,7 @@ class Resumption:
                 return
             async with attended(downstream, session):
                 with self.streams.reading(stream):
-                    if not await self._has_begun(stream, session, downstream):
+                    if not await self._has_begun(stream, session, downstream, asks=digest is not None):
                         return
                     head = Head.decoded(stream.head)
                     if digest is not None and digest != head.digest:
@@ -194,10 +195,14 @@ class Resumption:
                             handover=self.streams.handover,
                         )
 
-    async def _has_begun(self, stream: Stream, session: Session | None, downstream: Downstream) -> bool:
-        """Wait for a stream's head; False, and the reader is told why, if there will be none."""
+    async def _has_begun(self, stream: Stream, session: Session | None, downstream: Downstream, *, asks: bool) -> bool:
+        """Wait for a stream's head; False, and the reader is told why, if there will be none.
+
+        Args:
+            asks: Whether the reader's request is one that begins such a stream, and not one for what is kept of it.
+        """
         if stream.ended is not None and not stream.head:
-            await downstream.refuse(410, "the stream ended before it began: nothing of it is kept")
+            await downstream.refuse(410, NOTHING_KEPT)
             return False
         if session is not None:
             await asyncio.wait({session.opened})
@@ -207,7 +212,7 @@ class Resumption:
                 return False
         while not stream.head:
             if stream.ended is not None:
-                await downstream.refuse(502, "the stream ended before it began")
+                await downstream.refuse(*((502, "the stream ended before it began") if asks else (410, NOTHING_KEPT)))
                 return False
             await stream.wait(-1)
         return True

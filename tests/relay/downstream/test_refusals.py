@@ -264,6 +264,22 @@ async def test_a_stream_whose_upstream_failed_before_its_head_is_gone(tmp_path: 
                 await call.end()
 
 
+async def test_who_waits_for_a_stream_that_is_lost_elsewhere_hears_what_a_later_one_hears(tmp_path: Path) -> None:
+    async with (
+        SqliteLog(tmp_path / "log") as elsewhere,
+        relaying(store=SqliteLog(tmp_path / "log")) as (url, _, _relay),
+    ):
+        stream, producer = await elsewhere.open(None, "", b"")
+        assert producer is not None
+        target = f"/_penstock/streams/{stream.id}"
+        waiting = asyncio.create_task(fetch(url, target))
+        await until(lambda: producer.readers == 1)
+        producer.end("producer_lost")
+        for answer in (await waiting, await fetch(url, target)):
+            reason = "the stream ended before it began: nothing of it is kept"
+            assert (answer.status, answer.problem["detail"]) == (410, reason)
+
+
 @pytest.mark.parametrize("method", ["PUT", "POST", "OPTIONS", "PATCH"])
 async def test_a_method_that_is_not_allowed_is_told_which_are(method: str) -> None:
     async with upstream(saying(*FIVE)) as up, serve(relayed(up.url)) as url:
