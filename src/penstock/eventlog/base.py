@@ -351,7 +351,7 @@ class Producer(ABC):
     @property
     @abstractmethod
     def last(self) -> bytes:
-        """The last record that was appended; b"" before the first."""
+        """The last record that was appended, as long as the stream runs; b"" before the first."""
 
     @property
     @abstractmethod

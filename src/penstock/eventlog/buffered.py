@@ -263,12 +263,13 @@ class BufferedStream(LiveStream):
             self._start_is_due, self._new_head = False, None
         if cut is not None:
             self.earliest, self._trimmed_offset = cut
+        if told_now:
+            self.sequence = self._stored_records  # before it is asked who is behind: those who follow are not
         if self._stored_bytes() > limit and self._is_behind():
             self._hold_back(self.appended_offset - self._trimmed_offset)
         else:
             self._resume(Pause.READERS)
         if told_now:
-            self.sequence = self._stored_records
             self._tell_records(told_now, self.sequence)
             self._wake()
         if end is not None:

@@ -295,11 +295,11 @@ class MemoryStream(LiveStream):
         if len(records) == 1:
             data = records[0]
             self._records.append(data)
-            self._room = room = self._room - OVERHEAD - len(data)
+            self._room -= OVERHEAD + len(data)
         elif records:
             data = b"".join(records)
             self._records += records
-            self._room = room = self._room - OVERHEAD * len(records) - len(data)
+            self._room -= OVERHEAD * len(records) + len(data)
         else:
             return self.sequence
         self.sequence = last = self.sequence + len(records)
@@ -313,7 +313,7 @@ class MemoryStream(LiveStream):
                 self._failed(lone, last - len(records), error)
         elif self._others:
             self._tell_all(records, last)
-        if room < 0:
+        if self._room < 0:
             self._make_room()
         return last
 

@@ -471,6 +471,22 @@ async def _counts_its_readers(bench: LogBench, log: EventLog) -> None:
         assert max(counts) == 3
 
 
+async def _does_not_pause_for_whoever_has_it_all(benches: Benches) -> None:
+    """More at once than a stream may keep stops its source only as long as a reader lacks some of it."""
+    async with _one(benches, Retention(max_stream_bytes=20_000)) as (_, log):
+        for promise in ("fast", "durable"):
+            stream, producer = await _open(log, promise=promise)
+            got: list[bytes] = []
+            with stream.reader() as reader:
+                assert reader.follow(got.append)
+                producer.append([b"x" * 6_000] * 5)
+                await producer.stored(5)
+                await _eventually(lambda: _value(len(b"".join(got)) == 30_000))  # noqa: B023
+                await _eventually(lambda: _value(not producer.paused))  # noqa: B023
+                assert reader.following
+            producer.end("done")
+
+
 async def _pauses_for_a_reader_elsewhere(benches: Benches) -> None:
     """A full log waits for a reader in another process as it does for one here."""
     async with _one(benches, Retention(max_stream_bytes=20_000)) as (bench, log), _more(bench, log) as other:
@@ -1037,6 +1053,7 @@ EVENT_LOG_CHECKS: tuple[Check, ...] = (
             _bounds_the_number_of_streams,
             _pauses_for_the_fastest_reader,
             _holds_what_comes_at_once,
+            _does_not_pause_for_whoever_has_it_all,
             _pauses_for_a_reader_elsewhere,
             _a_crash,
             _closing_ends_what_runs,

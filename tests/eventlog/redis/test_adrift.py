@@ -12,7 +12,7 @@ import pytest
 from penstock.errors import ProducerLost, ReplayGap
 from penstock.eventlog.base import End, Producer, State, Stream
 from penstock.eventlog.redis.log import RedisLog
-from penstock.eventlog.redis.stream import ADRIFT_BYTES
+from penstock.eventlog.redis.stream import ADRIFT_BYTES, RedisStream
 from tests.eventlog.redis_server import RedisServer, needs_redis, running
 from tests.relay.peers import until
 
@@ -139,6 +139,29 @@ async def test_what_is_durable_or_is_to_end_is_lost_all_the_same(here: Here) -> 
     for each in (ending, stream):
         assert each.ended is not None
         assert each.ended.reason == "producer_lost"
+
+
+async def test_a_backlog_that_is_lost_with_its_bucket_lets_the_others_go_on(server: RedisServer) -> None:
+    async with RedisLog(server.url, prefix=secrets.token_hex(4), lease=60, max_backlog=100_000) as log:
+        opened: list[RedisStream] = []
+        while len(opened) < 2:
+            stream, producer = await log.open(None, "", b"")
+            assert isinstance(stream, RedisStream)
+            assert producer is not None
+            if all(stream._bucket is not other._bucket for other in opened):  # noqa: SLF001
+                producer.start()
+                await producer.stored(0)
+                opened.append(stream)
+        held, paused = opened
+        held._bucket._pausing = True  # noqa: SLF001 - as after a failure of its server, of several
+        held.append([b"x" * 90_000])
+        paused.append([b"x" * 20_000])
+        assert paused.paused
+        await paused.stored(1)
+        assert paused.paused, "what it was paused for still waits"
+        held._bucket.lose(held._bucket.token)  # noqa: SLF001
+        await until(lambda: not paused.paused)
+        assert paused.append([b"more"]) == 2
 
 
 async def test_a_full_backlog_gives_a_stream_up_while_the_lease_lives(server: RedisServer) -> None:

@@ -262,6 +262,8 @@ class Bucket:
         lost, self.live = self.live, {}
         for stream in lost.values():
             stream._lose()
+        if not self.log._closed:
+            self.log._has_flushed()  # what was lost waits no more: the other buckets' sources may go on
         self.reports.again()
 
     def lose_one(self, stream: RedisStream) -> None:

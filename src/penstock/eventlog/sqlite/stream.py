@@ -102,7 +102,7 @@ class SqliteStream(BufferedStream):
                 fastest = self.appended
             flush.trims.append((number, self.appended_offset - (limit - limit // 8), fastest))
         flush.full = flush.full or self.durable
-        flush.awaited = flush.awaited or self.durable or self._elsewhere[0] > 0
+        flush.awaited = flush.awaited or self.durable or bool(self._storing) or self._elsewhere[0] > 0
 
     def _run_out(self) -> None:
         """There are no more positions for its records: what is stored is all that there is going to be."""
@@ -110,6 +110,7 @@ class SqliteStream(BufferedStream):
         self._unstored.clear()
         self._end_with(End("producer_lost", b"", self._stored_records + 1, self._stored_offset))
         self.appended, self.appended_offset = self._stored_records, self._stored_offset
+        self.sequence = min(self.sequence, self._stored_records)
 
     def _collected(self, limit: int, cut: tuple[int, int] | None) -> None:
         self._log._unswept += self._collecting_bytes
