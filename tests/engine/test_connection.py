@@ -33,6 +33,7 @@ from penstock.errors import (
 from penstock.testing import close, pause, reset, script, wait_request
 from penstock.testing.script import Step
 from tests.engine.talk import GET, HEAD, SOON, connected, nothing_left, pieces, post, splits, talking, whole
+from tests.raw import until
 
 pytestmark = pytest.mark.anyio
 
@@ -691,6 +692,18 @@ async def test_a_stalled_push() -> None:
     ):
         with took(0.1), pytest.raises(StreamStalled):
             await Sunk(exchange).ended()
+
+
+async def test_patience_with_a_push_begins_anew_with_its_last_piece() -> None:
+    pieces = (b"2\r\nab\r\n", pause(0.3), b"2\r\ncd\r\n")
+    async with (
+        script(wait_request(), OK + b"Transfer-Encoding: chunked\r\n\r\n", *pieces) as server,
+        talking(server, GET, Patience(first=60, between=1.6)) as exchange,
+    ):
+        sunk = Sunk(exchange)
+        await until(lambda: sunk.told == [b"ab", b"cd"])
+        with took(1.4, 2.5), pytest.raises(StreamStalled):
+            await sunk.ended()
 
 
 @pytest.mark.parametrize("first", [None, 30])

@@ -351,7 +351,7 @@ def _serve(config: Config, *, telemetry: bool, as_json: bool) -> int:
     app = new_relay(telemetry=telemetry and not shared)
     host, port = options.listen(config.listen)
     sock = hold(host, port) if shared else bind(host, port)
-    banner = _Banner(config, None if config.default is None else app.upstream, as_json=as_json)
+    banner = _Banner(config, None if config.default is None else shown(app.upstream), as_json=as_json)
     if shared:
         return run_server(
             supervise(

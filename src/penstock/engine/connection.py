@@ -46,6 +46,8 @@ HIGH_WATER = 256 * 1024
 COPIED_BYTES = 4096
 """From here on a copy costs more than it saves: a large piece goes out beside its framing, and is read by itself."""
 CONTINUE_SECONDS = 1.0
+LOOKS = 8
+"""How often in the time of patience it is looked whether a sink was given anything: by so much it may be exceeded."""
 FREE_OVERHEAD_BYTES = 256
 """What a read of a chunked body may hold beside the body before it is worth counting."""
 
@@ -876,7 +878,7 @@ class Exchange:
         assert self._deadline is not None
         when = self._deadline
         if self._sink is not None and self._patience.between is not None:
-            when = min(when, now + self._patience.between)
+            when = min(when, now + self._patience.between / LOOKS)
         if self._timer is not None:
             if self._timer_at <= when:
                 return

@@ -181,6 +181,8 @@ class Resumption:
                         await downstream.refuse(422, "this Idempotency-Key came with another request")
                     elif offset is not None and head.kind == "sse":
                         await downstream.refuse(400, "an event stream is read from an event on: write ?after=")
+                    elif offset is None and head.kind == "bytes" and place.cursor > 0:
+                        await downstream.refuse(400, "this is no event stream, and read from a byte on: write ?offset=")
                     elif sought is None or offset is not None or await is_found(place, head, sought, downstream):
                         await give(
                             place,

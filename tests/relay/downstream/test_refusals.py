@@ -21,6 +21,7 @@ from penstock.eventlog.sqlite.log import SqliteLog
 from penstock.relay.app import Relay
 from penstock.relay.settings.match import Match
 from penstock.relay.settings.policy import OnDisconnect, Policy, RelayLimits
+from penstock.relay.streams.head import Head
 from penstock.relay.streams.marks import Place
 from penstock.resilience.breaker import Breaker
 from penstock.testing import serve
@@ -278,6 +279,26 @@ async def test_who_waits_for_a_stream_that_is_lost_elsewhere_hears_what_a_later_
         for answer in (await waiting, await fetch(url, target)):
             reason = "the stream ended before it began: nothing of it is kept"
             assert (answer.status, answer.problem["detail"]) == (410, reason)
+
+
+async def test_who_has_more_bytes_than_come_elsewhere_is_not_told_that_it_has_them_all(tmp_path: Path) -> None:
+    async with (
+        SqliteLog(tmp_path / "log") as elsewhere,
+        relaying(store=SqliteLog(tmp_path / "log")) as (url, _, _relay),
+    ):
+        stream, producer = await elsewhere.open(None, "", b"")
+        assert producer is not None
+        producer.start(Head(200, [(b"content-type", b"application/x-ndjson")], "ndjson").encoded())
+        producer.append([b"{}\n"])
+        target = f"/_penstock/streams/{stream.id}?offset="
+        waiting = [asyncio.create_task(fetch(url, f"{target}{offset}")) for offset in (3, 4)]
+        await until(lambda: producer.readers == 2)
+        producer.end("done")
+        enough, short = [await each for each in waiting]
+        assert (enough.status, enough.whole) == (200, True)
+        assert (short.status, short.whole) == (200, False)
+        late = await fetch(url, f"{target}4")
+        assert (late.status, late.problem["offset"]) == (416, 3)
 
 
 @pytest.mark.parametrize("method", ["PUT", "POST", "OPTIONS", "PATCH"])

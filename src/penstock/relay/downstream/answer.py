@@ -7,8 +7,8 @@ runs, or has more than the cursor   its head, what follows the cursor, and what 
 has ended *done*, all is known      204: there is nothing more, and an EventSource stops asking
 has ended otherwise                 its head, the terminal event if the reader lacks it, and a broken end
 was evicted up to the cursor        to who takes events a gap is told, then what is left; to others 410
-is not as long as the offset        416; where it is produced elsewhere, what comes there;
-                                    once it has ended, as if all were known
+is not as long as the offset        416; where it is produced elsewhere, what comes there: if it ends before it is
+                                    as long, the answer is broken off
 ==================================  =========================================================================
 """
 
@@ -117,16 +117,17 @@ async def give(
             return
         first = missed
     else:
+        # Of what is produced elsewhere, its reader may have been sent more than is stored yet: it comes.
+        is_known = isinstance(stream, Producer) if first.end is None else first.end.reason == "done"
+        if offset is not None and offset > first.offset and is_known:
+            what = "has not come so far" if first.end is None else "is not so long"
+            await downstream.refuse(416, f"the stream {what}", more={"offset": first.offset})
+            return
         if not first_reader and _nothing_follows(first, after):
             assert first.end is not None
             ended: Raw = [(STREAM_FIELD, stream.id.encode()), (END_FIELD, first.end.reason.encode())]
             await downstream.start(204, [*ended, *more_headers])
             await downstream.finish()
-            return
-        # Of what is produced elsewhere, its reader may have been sent more than is stored yet: it comes.
-        here = isinstance(stream, Producer)
-        if offset is not None and here and first.end is None and first.offset < offset:
-            await downstream.refuse(416, "the stream has not come so far", more={"offset": first.offset})
             return
     ours = {name for name, _ in more_headers}
     fields = [pair for pair in fields_of(stream, head, root, kept=kept) if pair[0] not in ours]
@@ -144,6 +145,10 @@ async def give(
         raise
     if end is None:
         await send_away(reader, downstream)
+    elif end.reason == "done" and offset is not None and offset > end.offset:
+        reason = f"stream {stream.id} ended at {end.offset}, and was asked for from {offset} on"
+        await downstream.break_off(reason)
+        raise StreamBroken(reason)
     else:
         by_id = addressed and head.kind == "sse" and downstream.is_event_source
         await _finish(stream, head, downstream, end, place=await _unmarked(stream, end) if by_id else b"")

@@ -169,9 +169,9 @@ class SseFeed(Feed):
             record = b"%b%d\n%b" % (self._id, self.appended + 1, data)
             try:
                 self.appended = self._producer.append([record])
+                self._last = None
             except (PenstockError, RuntimeError) as error:
                 self._on_refusal(error)
-            self._last = None
             return
         self._last = self.last  # what comes may be no data, and the log's last record then another
         super().take(data)
