@@ -84,6 +84,22 @@ async def failing() -> None:
     raise ReadError("http://upstream: reset")
 
 
+async def test_comments_are_no_events() -> None:
+    run = Run()
+    await run.start(saying(b": hello\n\n", EVENT, b": ping\n\n" + EVENT, b": bye\n\n", b"data: rest\n"))
+    end = await run.end()
+    assert (end.reason, end.event_count) == ("done", 2)
+    assert len(await end.events()) == 2
+    stopped = Run()
+
+    async def stop_and_go_on() -> None:
+        stopped.session.producer.end("cancelled")
+        stopped.session.take(b": too late\n\n")
+
+    await stopped.start(saying(then=stop_and_go_on))
+    assert (await stopped.end()).event_count == 0
+
+
 async def test_a_whole_stream_is_done() -> None:
     run = Run()
     usage = b'data: {"usage":{"total_tokens":3}}\n\n'

@@ -72,7 +72,7 @@ class RelayMetrics:
         for name, says, value in (
             ("streams", "Streams that run here.", len(sessions)),
             ("readers", "Readers of streams that run here.", sum(each.readers for each in sessions)),
-            ("events_running", "Events of streams that run.", sum(each.producer.appended for each in sessions)),
+            ("events_running", "Events of streams that run.", sum(each.event_count for each in sessions)),
             ("draining", "Whether no new stream begins.", int(self._streams.draining)),
             ("store_away", "Whether the store does not do its work.", int(self._streams.store_away)),
         ):

@@ -60,7 +60,7 @@ class StreamEnd:
         owner: Whose it is, or None.
         reason: "done", "error", "cancelled" or "producer_lost".
         detail: What happened, in words; "" for a whole stream.
-        event_count: Records that went by: events, lines, or pieces.
+        event_count: Events that went by, without comments; of what is no event stream, lines or pieces.
         byte_count: Their bytes, as the upstream sent them.
         first_event: Seconds from the start to the first record; None where none came.
         duration: Seconds from the start to the end.

@@ -39,15 +39,17 @@ class Feed(ABC):
 
     Attributes:
         appended: The sequence of the last record.
+        no_events: How many of the records so far are no events.
         first_at: When the first one came [monotonic seconds]; None before.
         dialect: What the stream was heard to speak; None while it has not told.
         usage: The blocks that a provider's usage is in.
     """
 
-    __slots__ = ("_on_refusal", "_producer", "appended", "dialect", "first_at", "usage")
+    __slots__ = ("_comments", "_on_refusal", "_producer", "appended", "dialect", "first_at", "no_events", "usage")
 
     def __init__(self) -> None:
         self.appended = 0
+        self.no_events = self._comments = 0
         self.first_at: float | None = None
         self.dialect: Dialect | None = None
         self.usage = Usage()
@@ -71,9 +73,18 @@ class Feed(ABC):
             if records:
                 if self.first_at is None:
                     self.first_at = time.monotonic()
-                self.appended = self._producer.append(records)
+                self.append(records)
         except (PenstockError, RuntimeError) as error:
             self._on_refusal(error)
+
+    def append(self, records: list[bytes]) -> None:
+        """Append what `feed` or `close` gave.
+
+        Raises:
+            PenstockError, RuntimeError: The log does not take it.
+        """
+        self.appended = self._producer.append(records)
+        self.no_events = self._comments
 
     @property
     def unfinished(self) -> bool:
@@ -192,6 +203,8 @@ class SseFeed(Feed):
                     self._last = block
                     if b'"usage"' in block:
                         saw(block)
+                else:
+                    self._comments += 1
             return blocks
         id_, behind_id = self._id, self._behind_id
         for index, block in enumerate(blocks):
@@ -207,6 +220,7 @@ class SseFeed(Feed):
                 if has_id(block):
                     block = without_id(block)  # it would move the reader's place all the same
                 blocks[index] = without_blank(block) if behind_id else block
+                self._comments += 1
         self._behind_id = behind_id
         return blocks
 
@@ -219,7 +233,9 @@ class SseFeed(Feed):
             self._bare = True
 
     def close(self, sequence: int) -> list[bytes]:
-        return self._cutter.close()
+        rest = self._cutter.close()
+        self._comments += len(rest)  # without its blank line it is no event
+        return rest
 
     def _look(self, blocks: list[bytes]) -> None:
         """At the first blocks: a byte-order mark cannot stay behind an id, and the first with data tells the rest."""

@@ -145,6 +145,11 @@ class Session:
         return self._bound is not None
 
     @property
+    def event_count(self) -> int:
+        """Events so far; of what is no event stream, lines or pieces."""
+        return 0 if self._feed is None else self.producer.appended - self._feed.no_events
+
+    @property
     def has_begun(self) -> bool:
         """Whether the upstream has answered."""
         return self.opened.done() and self.opened.exception() is None
@@ -370,7 +375,7 @@ class Session:
             raise StreamTruncated("the upstream closed the connection in the middle of an event")
         self._check_whole()
         if rest:
-            self.producer.append(rest)
+            feed.append(rest)
 
     def _judged(self, error: BaseException | None) -> tuple[LogReason, str]:
         """How the source ended, and why."""
@@ -508,7 +513,7 @@ class Session:
             owner=self.stream.owner or None,
             reason=reason,
             detail=detail,
-            event_count=self.producer.appended,
+            event_count=self.event_count,
             byte_count=self.received,
             first_event=None if self.first_at is None else self.first_at - self.started_at,
             duration=time.monotonic() - self.started_at,
