@@ -157,7 +157,7 @@ class Rounds:
             assert max(had) <= left, f"{max(had)} records were sent, and {left} are stored"
         if not is_lost:
             assert left == len(tale.records)
-            assert all(reader.whole for reader in readers)
+            assert all(reader.whole for reader in readers), "; ".join(map(str, readers))
             return
         assert not (self._durable and any(reader.whole for reader in readers))
         self.summary.counts["lost streams"] += 1
@@ -168,11 +168,15 @@ class Rounds:
                 self._time(started, reader, self._died[started.server])
 
     def _time(self, started: Started, reader: Reader, died_at: float) -> None:
-        """How long it took until a reader was told, from when it could be: whoever reads at a frozen relay cannot."""
+        """How long it took until a reader was told, from when it could be: whoever reads at a frozen relay cannot.
+
+        That may be the one that died, or another that stood still in the meantime.
+        """
         if reader.lost_at is None or reader.server is started.server:
             return
         since = max(died_at, reader.left.get(started.server, died_at))
         away = self._cluster.away.within(since, reader.lost_at)
+        away += self._cluster.stood[reader.server].within(since, reader.lost_at)
         took = reader.lost_at - since - away
         if away:
             self.summary.worst_away = max(self.summary.worst_away, took)

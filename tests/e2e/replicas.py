@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import signal
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,7 +55,7 @@ class Replica:
 
 @dataclass
 class Away:
-    """Times at which Redis was not there, for bounds that it is a part of."""
+    """Times at which Redis, or a relay, was not there, for bounds that it is a part of."""
 
     since: float | None = None
     times: list[tuple[float, float]] = field(default_factory=list)
@@ -80,11 +81,13 @@ class Replicas:
         all: The relays; each may be dead at the moment.
         redis: The store.
         away: When it was not there.
+        stood: When a relay stood still, by its process.
     """
 
     def __init__(self, folder: Path, redis: RedisServer, config: str) -> None:
         self.redis = redis
         self.away = Away()
+        self.stood: defaultdict[Server, Away] = defaultdict(Away)
         self.all: list[Replica] = []
         self._folder = folder
         self._config = folder / "relay.toml"
@@ -111,12 +114,15 @@ class Replicas:
     @contextlib.asynccontextmanager
     async def frozen(self, replica: Replica) -> AsyncIterator[None]:
         """Nothing of it moves meanwhile."""
+        stood = self.stood[replica.server]
+        stood.begin()
         replica.server.kill(signal.SIGSTOP)
         replica.died_at = time.monotonic()
         try:
             yield
         finally:
             replica.server.kill(signal.SIGCONT)
+            stood.end()
             replica.died_at = None
 
     @contextlib.asynccontextmanager

@@ -58,13 +58,14 @@ class Reader:
         self.last = ""
         self.whole = False
         self.lost_at: float | None = None
+        self._told = b""  # how it was told of the loss
         self.asked = ""
         self.server: Server  # which it read from last
         self.left: dict[Server, float] = {}  # when it was done with each
         self._cuts = chance.choice((0, 0, 1, 3, 6))
 
     def __str__(self) -> str:
-        state = "has all" if self.whole else "has been told" if self.lost_at is not None else "waits"
+        state = "has all" if self.whole else f"has been told {self._told!r}" if self.lost_at is not None else "waits"
         return f"{self.asked} at {self.server.url} {state}, {len(self.kept)} bytes up to {self.last}"
 
     async def begin(self, tale: Tale, has_begun: Callable[[Started], None]) -> None:
@@ -112,7 +113,7 @@ class Reader:
                         body = await peer.rest()
                         if peer.status == 410:
                             assert b"ended before it began" in body, body
-                            self.lost_at = time.monotonic()
+                            self.lost_at, self._told = time.monotonic(), body
                         self._summary.counts[f"answered {peer.status}"] += 1
                         return False
                     assert peer.status in (200, 206), (peer.head, await peer.rest())
@@ -159,7 +160,7 @@ class Reader:
 
     def _keep(self, record: bytes, lost: bytes) -> None:
         if record.startswith(lost):
-            self.lost_at = time.monotonic()
+            self.lost_at, self._told = time.monotonic(), record
         elif record.strip():
             assert self.lost_at is None, "something came after the end"
             assert b"penstock.error" not in record, record
